@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -237,7 +236,7 @@ def test_failed_attempt_at_shutdown_marks_file_only_if_spans_may_have_arrived(
 ) -> None:
     class Client:
         def export(self, *_: object) -> ExportOutcome:
-            return replace(LATER, may_have_arrived=arrived)
+            return LATER._replace(may_have_arrived=arrived)
 
     queue = make_queue()
     assert queue.append(HERE, encode_spans("a"), attempted=False, may_have_arrived=False)

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.model.encoded_span import create_attachment
+from mlflow_otlp_exporter._internal.privacy.attachment_extractor import create_attachment
 from support.fast_retries import skip_retry_delays
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
 from support.spans import make_spans, provider

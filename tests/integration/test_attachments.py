@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter, configure, shutdown, trace_context
-from mlflow_otlp_exporter._internal.model.encoded_span import create_attachment
+from mlflow_otlp_exporter._internal.privacy.attachment_extractor import create_attachment
 from support.environments import MLFLOW_VERSIONS, ROOT, mlflow_python
 from support.mlflow_server import MLflowServer
 from support.scripted_server import Answer, RecordedRequest, ScriptedServer

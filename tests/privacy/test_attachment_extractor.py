@@ -17,14 +17,13 @@ from opentelemetry.trace import SpanContext
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import (
-    Attachment,
-    EncodedSpan,
-    create_attachment,
-    memory_bytes_of,
-)
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.span_data import EventData
-from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor, inline_attachments
+from mlflow_otlp_exporter._internal.privacy.attachment_extractor import (
+    AttachmentExtractor,
+    create_attachment,
+    inline_attachments,
+)
 from mlflow_otlp_exporter._internal.spool import file_format as file_format_module
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 

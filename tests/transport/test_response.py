@@ -1,7 +1,6 @@
 """Classification of responses: the table of docs/answers.md, row by row."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -346,7 +345,7 @@ def test_classify_response_of_a_proxy_names_it_and_keeps_what_follows_for_the_sp
     direct, through_proxy = classify_response(response), classify_response(response._replace(proxy="proxy:3128"))
     assert through_proxy.code is MessageCode.PROXY
     assert through_proxy.message == f"{status}: no route, through the proxy proxy:3128"
-    assert replace(through_proxy, code=direct.code, message=direct.message) == direct
+    assert through_proxy._replace(code=direct.code, message=direct.message) == direct
     of_mlflow = HttpResponse(status, JSON, mlflow_error("PERMISSION_DENIED", "no"), proxy="proxy:3128")
     assert classify_response(of_mlflow) == classify_response(of_mlflow._replace(proxy=""))
 

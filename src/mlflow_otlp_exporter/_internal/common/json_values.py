@@ -36,10 +36,8 @@ _MAX_REPR_LENGTH, _MAX_BYTES = 10_000, 100_000
 # Larger arrays are described, with their first values.
 _MAX_ARRAY_SIZE, _FIRST_VALUES, _MAX_CELLS = 10_000, 10, 20_000
 _MAX_INTEGER_BITS = 1024
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_CREDENTIAL = re.compile(
-    r"(api|access|secret|private|auth)_?key$|(^|_)token$|secret|passw|credential|authorization", re.IGNORECASE
-)
+_ADDRESS = r" at 0x[0-9a-fA-F]+"
+_CREDENTIAL = r"(?i)(api|access|secret|private|auth)_?key$|(^|_)token$|secret|passw|credential|authorization"
 # Clients, connections, files and locks: their attributes are of no interest, and may hold credentials.
 _RESOURCE_METHODS = ("__enter__", "__aenter__", "close", "aclose", "acquire")
 _MISSING_VALUES = ("NAType", "NaTType")  # of pandas
@@ -379,7 +377,7 @@ class _Converter:
             names += list(getattr(value, "__dict__", ()))
             names = [name for name in names if isinstance(name, str) and not name.startswith("_")]
             if names:
-                secrets = {name: "***" for name in names if _CREDENTIAL.search(name)}
+                secrets = {name: "***" for name in names if re.search(_CREDENTIAL, name)}
                 return {
                     **self._convert_attributes(value, [name for name in names if name not in secrets], depth),
                     **secrets,
@@ -405,7 +403,7 @@ def _read_attributes(value: Any, names: Iterable[str]) -> Iterator[tuple[str, An
 
 def _safe_repr(value: Any) -> str:
     try:
-        return _ADDRESS.sub("", bounded_text(repr(value), _MAX_REPR_LENGTH))
+        return re.sub(_ADDRESS, "", bounded_text(repr(value), _MAX_REPR_LENGTH))
     except BaseException as error:
         if must_propagate(error):
             raise

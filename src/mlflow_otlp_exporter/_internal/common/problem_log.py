@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
@@ -26,8 +25,8 @@ _MAX_REMEMBERED = 1000
 # A problem can have several texts (refused connections, then 503, then a reset): each is logged once, not each change.
 _MAX_TEXTS = 20
 # Ids and numbers, which differ between two texts of the same kind.
-_VARIABLE_PARTS = re.compile(r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+")
-_CODE = re.compile(r" \[MLO-\d+\]$")
+_VARIABLE_PARTS = r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+"
+_CODE = r" \[MLO-\d+\]$"
 logger = logging.getLogger("mlflow_otlp_exporter")
 _exceptions_logged_at: dict[str, float] = {}
 
@@ -41,20 +40,22 @@ def log_exception(error: BaseException, action: str) -> None:
         logger.error(message, action, MessageCode.INTERNAL_ERROR, exc_info=error)
 
 
-@dataclass
 class _Text:
-    message: str
-    logged_at: float = -math.inf
-    unlogged_span_count: int = 0
+    logged_at = -math.inf
+    unlogged_span_count = 0
+
+    def __init__(self, message: str) -> None:
+        self.message = message
 
 
-@dataclass
 class _Problem:
-    since: float
     recurred_at: float | None = None
     resolved_at: float | None = None  # None while it lasts
-    is_logged: bool = False  # since it began or recurred
-    texts: dict[str, _Text] = field(default_factory=dict)  # by their constant parts
+    is_logged = False  # since it began or recurred
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.texts: dict[str, _Text] = {}  # by their constant parts
 
 
 class ProblemLog:
@@ -111,7 +112,7 @@ class ProblemLog:
             problem = self._problems[key] = _Problem(now)
         elif problem.resolved_at is not None:
             problem.recurred_at, problem.resolved_at, problem.is_logged = now, None, False
-        constant_parts = _VARIABLE_PARTS.sub("#", message)
+        constant_parts = re.sub(_VARIABLE_PARTS, "#", message)
         if constant_parts not in problem.texts:
             if len(problem.texts) >= _MAX_TEXTS:
                 problem.texts.clear()
@@ -158,7 +159,7 @@ class ProblemLog:
 
 
 def _insert_before_code(message: str, addition: str) -> str:
-    match = _CODE.search(message)
+    match = re.search(_CODE, message)
     return f"{message}{addition}" if match is None else f"{message[: match.start()]}{addition}{match.group()}"
 
 

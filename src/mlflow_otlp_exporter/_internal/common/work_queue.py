@@ -5,8 +5,6 @@ of one trace arrive at once, and four concurrent clients gain nothing on SQLite 
 that waits occupies no thread, and no destination waits for another while a thread is free.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import threading

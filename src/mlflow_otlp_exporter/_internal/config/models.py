@@ -3,8 +3,6 @@
 Their fields are described in `schema`, where each setting is declared.
 """
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ one group are never used for a server that the other group names: an app that se
 key in `OTEL_EXPORTER_OTLP_HEADERS`, and it must not go to MLflow. Arguments always apply to the server of the spans.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple

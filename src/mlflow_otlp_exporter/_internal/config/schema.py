@@ -3,8 +3,6 @@
 `make configuration` generates the tables of docs/configuration.md and README from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -40,7 +38,7 @@ class Setting(NamedTuple):
     is_secret: bool = False
     description: str = ""
 
-    def describe(self, description: str) -> Setting:
+    def describe(self, description: str) -> "Setting":
         return self._replace(description=description)
 
     @property

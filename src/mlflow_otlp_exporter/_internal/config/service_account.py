@@ -6,8 +6,6 @@ to other services, so by default it is sent only over https to a service of the 
 URI.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +32,7 @@ class ServiceAccount(NamedTuple):
     service_ca_file: str | None  # OpenShift's CA of services; None on other clusters
 
     @classmethod
-    def read(cls, directory: str | None) -> ServiceAccount | None:
+    def read(cls, directory: str | None) -> "ServiceAccount | None":
         """Return None if the directory has no token, as outside of a pod."""
         if not directory or not os.path.exists(path := os.path.join(directory, "token")):  # noqa: PTH110, PTH118 - at start
             return None

@@ -18,22 +18,20 @@ _DATABRICKS = frozenset({"databricks", "databricks-uc", "uc"})
 _DATABRICKS_HOSTS = (".databricks.com", ".databricks.us", ".azuredatabricks.net")
 _FORBIDDEN = frozenset(" \\")
 # With port. ASCII only: the HTTP client would replace other letters and dots by similar ones.
-_HOST = re.compile(r"(?:[\w-]{1,63}(?:\.[\w-]{1,63})*\.?|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::\d*)?", re.ASCII)
+_HOST = r"(?a)(?:[\w-]{1,63}(?:\.[\w-]{1,63})*\.?|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\])(?::\d*)?"
 # Host with port, or a name that is no path, and what may stand around them.
-_WITHOUT_SCHEME = re.compile(
-    r"(?:[^/@]{1,300}@[\w.-]+|localhost|[\w-]+(?:\.[\w-]+)+|[\w.-]+(?=:\d)|\[[\da-f:.]+\])(?::\d{1,5})?(?:[/?#].*)?",
-    re.IGNORECASE,
+_WITHOUT_SCHEME = (
+    r"(?i)(?:[^/@]{1,300}@[\w.-]+|localhost|[\w-]+(?:\.[\w-]+)+|[\w.-]+(?=:\d)|\[[\da-f:.]+\])(?::\d{1,5})?(?:[/?#].*)?"
 )
-_SCHEME = re.compile(r"[A-Za-z][\w+.-]{0,30}://")
+_SCHEME = r"[A-Za-z][\w+.-]{0,30}://"
 # What else than an address, a path or a name users put into a variable by mistake.
-_SECRET = re.compile(
-    r"-----BEGIN|eyJ[\w-]{10}|sha256~|\b(?:bearer|basic) |\b(?:sk|gh[pousr]|glpat|xox[a-z])[_-]\w{8}|\bdapi[\da-f]{16}"
-    r"|(?:token|key|secret|password)[ \"']{0,2}[=:]",
-    re.IGNORECASE,
+_CREDENTIAL_LIKE = (
+    r"(?i)-----BEGIN|eyJ[\w-]{10}|sha256~|\b(?:bearer|basic) |\b(?:sk|gh[pousr]|glpat|xox[a-z])[_-]\w{8}"
+    r"|\bdapi[\da-f]{16}|(?:token|key|secret|password)[ \"']{0,2}[=:]"
 )
-_REST_PATH = re.compile(r"/(?:ajax-)?api/\d\.\d(?:/|$)")
+_REST_PATH = r"/(?:ajax-)?api/\d\.\d(?:/|$)"
 # The console of 3.10 and newer names the workspace in the query, if at all.
-_CONSOLE = re.compile(r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<experiment>\d+)(?=[/?]|$)")
+_CONSOLE = r"/(?:workspaces/(?P<workspace>[^/?]+)/)?experiments/(?P<experiment>\d+)(?=[/?]|$)"
 
 
 class InvalidAddressError(ValueError):
@@ -48,7 +46,7 @@ def _parse_http_url(value: Any) -> str:
     url = str(value).strip()
     parts = _split_url(url)
     if parts.scheme.lower() not in ("http", "https"):
-        is_host = _WITHOUT_SCHEME.fullmatch(url) is not None
+        is_host = re.fullmatch(_WITHOUT_SCHEME, url) is not None
         hint = f", for example http://{hide_secrets(url)}" if is_host else ""
         code = MessageCode.SCHEME_MISSING if is_host else MessageCode.INVALID_SETTING
         raise InvalidAddressError(f"expected an address that begins with http:// or https://{hint}", code)
@@ -59,7 +57,7 @@ def _parse_http_url(value: Any) -> str:
     if not parts.hostname or port == -1:
         raise InvalidAddressError("expected http://host:port or https://host:port")
     userinfo, at, host = parts.netloc.partition("@")
-    if not _HOST.fullmatch(host if at else userinfo):
+    if not re.fullmatch(_HOST, host if at else userinfo):
         raise InvalidAddressError(
             "expected a host name of ASCII letters, digits, '-' and '.' (an international name in its form with xn--), "
             "with %40 for '@' in user names"
@@ -69,9 +67,9 @@ def _parse_http_url(value: Any) -> str:
 
 def hide_secrets(text: str) -> str:
     """Hide user and password, query and fragment of a URL, also of a malformed one, and a text that looks secret."""
-    scheme = match.group() if (match := _SCHEME.match(text)) else ""
+    scheme = match.group() if (match := re.match(_SCHEME, text)) else ""
     head, at, tail = text[len(scheme) :].rpartition("@")
-    if _SECRET.search(text) or "?" in head or "#" in head:
+    if re.search(_CREDENTIAL_LIKE, text) or "?" in head or "#" in head:
         return f"{scheme}***"
     return f"{scheme}{'***@' if at else ''}{re.split('[?]|#(?!/)', tail)[0]}"
 
@@ -98,7 +96,7 @@ def _databricks_error() -> InvalidAddressError:
 def _reject_rest_path(url: str, expected: str) -> None:
     """Reject the URL of a REST call, which users copy from a command with curl."""
     parts = urlsplit(url)
-    match = _REST_PATH.search(parts.path)
+    match = re.search(_REST_PATH, parts.path)
     if match and not parts.path.endswith(TRACES_PATH):  # Databricks has its OTLP below /api/2.0/otel
         server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path[: match.start()], "", ""))
         raise InvalidAddressError(f"expected {expected}, not that of a REST call: {server}", MessageCode.REST_PATH)
@@ -139,13 +137,13 @@ def _is_path(text: str) -> bool:
         return False
     if text[:1] in "./~" or re.match(r"[A-Za-z]:[\\/]", text) or os.path.exists(text):  # noqa: PTH110 - of any text
         return True
-    return _WITHOUT_SCHEME.fullmatch(text) is None and (os.sep in text or ":" not in text)
+    return re.fullmatch(_WITHOUT_SCHEME, text) is None and (os.sep in text or ":" not in text)
 
 
 def parse_console_url(value: Any) -> dict[str, str]:
     """Read experiment and workspace from a URL such as `http://host:5000/#/experiments/1/traces`."""
     path, _, query = urlsplit(str(value).strip()).fragment.partition("?")
-    match = _CONSOLE.match(path)
+    match = re.match(_CONSOLE, path)
     if match is None:
         return {}
     workspace = match["workspace"] or parse_qs(query).get("workspace", [""])[0]

@@ -1,9 +1,8 @@
 """The HTTP clients of one exporter, as the pipeline and the command line use them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from mlflow_otlp_exporter._internal.mlflow_api.workspace import NamespaceWorkspace
 
 
-@dataclass(frozen=True)
-class Clients:
+class Clients(NamedTuple):
     """What it takes to send spans and to call the REST API, without threads."""
 
     server: HttpClient  # of the OTLP endpoint

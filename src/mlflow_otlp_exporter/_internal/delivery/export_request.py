@@ -46,7 +46,7 @@ class ExportFuture(Future[int]):
             self.set_result(self.dropped_count)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ExportRequest:
     """Encoded spans of one destination and their retry state; times are by the retry sender's clock."""
 
@@ -71,7 +71,7 @@ class ExportRequest:
     delay_count: int = 0
     created_at: float = 0.0
     # Of the spans before the files were uploaded, by trace id and span id.
-    attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict, repr=False)
+    attachments: dict[tuple[int, int], tuple[Attachment, ...]] = field(default_factory=dict)
 
     def part(self, spans: list[EncodedSpan]) -> "ExportRequest":
         """Return a request of some spans, with what is known about the whole."""

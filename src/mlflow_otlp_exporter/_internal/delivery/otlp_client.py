@@ -5,7 +5,6 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -60,7 +59,7 @@ class OTLPClient:
         if experiment is None and not self._experiment_is_set:
             experiment = destination.experiment_id or self._experiments.resolve(destination, timeout_seconds)
         if isinstance(experiment, ExportOutcome):
-            return replace(experiment, was_posted=False)
+            return experiment._replace(was_posted=False)
         headers = self._headers.get((destination, experiment))
         if headers is None:
             headers = {"content-type": "application/x-protobuf", **destination.headers(experiment)}

@@ -9,7 +9,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_backoff
@@ -432,7 +431,7 @@ class RetrySender:
             return SendResult((request,))
         others = request.separate_others()
         if request.server_error_count >= _ERRORS_BEFORE_DROP:  # a single span: two or more are bisected before
-            self._drop(request, replace(outcome, cause=FailureKind.CONTENT))  # the fix is not on the server
+            self._drop(request, outcome._replace(cause=FailureKind.CONTENT))  # the fix is not on the server
             return SendResult(others)
         if request.delay_count > 1:
             request.future.yield_slot()

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -71,7 +70,7 @@ class SpooledFuture(ExportFuture):
     def record_failure(self, *, may_have_arrived: bool) -> None:
         self._may_have_arrived = self._may_have_arrived or may_have_arrived
         if not self._may_have_arrived:
-            self._delivery_state = replace(self._delivery_state, may_have_arrived=False)
+            self._delivery_state = self._delivery_state._replace(may_have_arrived=False)
             self._spool.write_state(self._entry, self._delivery_state)
 
     def settle(self, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None) -> None:

@@ -42,7 +42,7 @@ _MAX_SHORT_TEXTS = 1024
 _MAX_NESTING = 500
 _MIN_ESCAPE_LENGTH = 6
 _TEXT_TYPES = (str, Utf8Text)
-_BRACKETS = re.compile(r"[\[{]+|[\]}]+")
+_BRACKETS = r"[\[{]+|[\]}]+"
 _ZERO_WIDTH_SPACE = "\u200b"
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
 
@@ -155,7 +155,7 @@ def _is_nested_too_deeply(text: str) -> bool:
     if text[:64].lstrip()[:1] not in ("[", "{") or text.count("[") + text.count("{") <= _MAX_NESTING:
         return False
     depth = 0
-    for match in _BRACKETS.finditer(text):
+    for match in re.finditer(_BRACKETS, text):
         brackets = match.group()
         depth += len(brackets) if brackets[0] in "[{" else -len(brackets)
         if depth > _MAX_NESTING:

@@ -7,7 +7,6 @@ tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-d
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
@@ -46,12 +45,11 @@ _pack_double = struct.Struct("<d").pack
 _pack_fixed64 = struct.Struct("<Q").pack
 
 
-@dataclass
 class Repairs:
     """Values that could not be encoded unchanged, since start."""
 
-    repaired: int = 0  # characters that UTF-8 does not have, integers beyond 64 bits
-    left_out: int = 0  # types that OTLP does not have, values nested too deeply
+    repaired = 0  # characters that UTF-8 does not have, integers beyond 64 bits
+    left_out = 0  # types that OTLP does not have, values nested too deeply
 
 
 class _Unencodable(Exception):

@@ -66,7 +66,7 @@ _PROVIDERS = frozenset(
 _DOMAINS = {"amazonaws": "aws", "googleapis": "google", "x": "xai"}
 _APIS = frozenset({"chat", "responses", "messages", "completion", "completions", "embedding", "embeddings", "image"})
 _MAX_ADDRESS_LENGTH = 64
-_ADDRESS = re.compile(r"(?:localhost|[\d.]+|\[[\da-f:]*\])(?::\d+)?")
+_ADDRESS = r"(?:localhost|[\d.]+|\[[\da-f:]*\])(?::\d+)?"
 
 
 def resolve_provider(source_name: str | None, model: str | None) -> str | None:
@@ -75,7 +75,7 @@ def resolve_provider(source_name: str | None, model: str | None) -> str | None:
     If the span names no provider, or an address, the name of the model is used.
     """
     name = (source_name or "").strip().lower().rpartition("://")[2].partition("/")[0]
-    is_address = bool(_ADDRESS.fullmatch(name[:_MAX_ADDRESS_LENGTH]))
+    is_address = bool(re.fullmatch(_ADDRESS, name[:_MAX_ADDRESS_LENGTH]))
     if name and name not in _FRAMEWORKS and not is_address:
         return _read_dotted(name) if "." in name and name not in _OPENINFERENCE else name
     if model:

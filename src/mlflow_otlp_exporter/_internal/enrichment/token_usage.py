@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.enrichment.trace_tree import CLIENT_SCOPES, 
 from mlflow_otlp_exporter._internal.enrichment.values import parse_structured
 
 # Where names of usage and cost get `aggregated_`, as pydantic-ai names sums over spans.
-_USAGE_KEY = re.compile(
+_USAGE_KEY = (
     r"^(?:gen_ai\.|llm\.|ai\.)?(?=usage\.)|^llm\.(?=token_count\.|cost\.)|^operation\.(?=cost$)"
     r"|^langfuse\.observation\.(?=usage_details)"
 )
@@ -162,4 +162,4 @@ def _complete_last_steps(tree: TraceTree) -> None:
 
 
 def rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {_USAGE_KEY.sub(r"\g<0>aggregated_", key, count=1): value for key, value in attributes.items()}
+    return {re.sub(_USAGE_KEY, r"\g<0>aggregated_", key, count=1): value for key, value in attributes.items()}

@@ -23,8 +23,8 @@ _MAX_DEPTH = 12
 _MAX_TOOLS = 512
 # A Python object's repr: `StopEvent(result=..` at the beginning, `<Context object at 0x7f..>` anywhere. Two patterns,
 # because a search for one that begins with a literal is ten times faster.
-_CALL_REPR = re.compile(r"\s*[A-Za-z_][\w.]*\(\w+=")
-_OBJECT_REPR = re.compile(r"<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)")
+_CALL_REPR = r"\s*[A-Za-z_][\w.]*\(\w+="
+_OBJECT_REPR = r"<[A-Za-z_][\w.]*(?:\(| object at 0x| object>)"
 _MAX_SEARCHED_LENGTH = 20_000
 
 
@@ -132,7 +132,7 @@ def is_repr(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     text = value[:_MAX_SEARCHED_LENGTH]
-    return bool(_CALL_REPR.match(text) or _OBJECT_REPR.search(text))
+    return bool(re.match(_CALL_REPR, text) or re.search(_OBJECT_REPR, text))
 
 
 def has_named_arguments(value: Any) -> bool:

@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 # No convention has larger JSON text; parsing it would take milliseconds.
 _MAX_JSON_LENGTH = 4 * 1024 * 1024
 _MAX_REPR_LENGTH = 20_000
-_ESCAPE = re.compile(r"\\[\\'\"abfnrtvxuUN0-7]")
+_ESCAPE = r"\\[\\'\"abfnrtvxuUN0-7]"
 _MAX_DEPTH = 40
 # json.dumps creates an encoder for each call with other than its default arguments.
 _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -43,7 +43,7 @@ def parse_repr(value: Any) -> Any:
     """Parse the repr of a dict, list or text, which some SDKs write where others write JSON."""
     if not isinstance(value, str) or value[:1] not in ("{", "[", "'", '"') or len(value) > _MAX_REPR_LENGTH:
         return None
-    if "\\" not in _ESCAPE.sub("", value):  # Python would warn of an invalid escape
+    if "\\" not in re.sub(_ESCAPE, "", value):  # Python would warn of an invalid escape
         try:
             return ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):

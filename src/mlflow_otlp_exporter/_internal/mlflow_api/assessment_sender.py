@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,7 +32,7 @@ from mlflow_otlp_exporter._internal.transport.http_types import Transport
 _MAX_REJECTED_SECONDS = 300.0
 _DIRECTORY_NAME, _SUFFIX = "feedback", ".json"
 _MAX_FILES, _MAX_FILE_BYTES = 10_000, 4 << 20
-_TRACE_ID = re.compile(r"tr-[0-9a-f]{32}")
+_TRACE_ID = r"tr-[0-9a-f]{32}"
 
 
 class AssessmentFiles:
@@ -113,7 +112,7 @@ def _parse_assessment(content: bytes, assessment_id: str) -> Assessment:
     values = json.loads(content)
     body, workspace = dict(values["assessment"]), values["workspace"]
     trace_id = body["trace_id"]
-    if body["assessment_id"] != assessment_id or not _TRACE_ID.fullmatch(trace_id):
+    if body["assessment_id"] != assessment_id or not re.fullmatch(_TRACE_ID, trace_id):
         raise ValueError
     if not (workspace is None or isinstance(workspace, str)):
         raise TypeError
@@ -190,16 +189,16 @@ class AssessmentSender:
             self._drop(task, "it could not be sent before shutdown, or too many requests are queued")
 
 
-@dataclass(eq=False)
 class AssessmentTask:
     """An assessment to be sent."""
 
-    sender: AssessmentSender
-    assessment: Assessment
-    not_before: float = 0.0
-    failures: int = 0  # consecutive
+    not_before = 0.0
+    failures = 0  # consecutive
     rejected_since: float | None = None
-    is_stored: bool = False  # on disk
+
+    def __init__(self, sender: AssessmentSender, assessment: Assessment, *, is_stored: bool = False) -> None:
+        self.sender, self.assessment = sender, assessment
+        self.is_stored = is_stored  # on disk
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.sender.send(self, timeout_seconds)

@@ -1,7 +1,5 @@
 """Feedback and expectations as request bodies of MLflow; pure functions."""
 
-from __future__ import annotations
-
 import json
 import math
 import uuid

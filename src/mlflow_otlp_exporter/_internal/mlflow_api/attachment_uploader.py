@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from urllib.parse import quote, urlencode, urlsplit
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
@@ -145,7 +144,7 @@ class AttachmentUploader:
         outcome = classify_response(response)
         # The server's own message advises to upgrade the MLflow SDK, which the application does not use.
         is_presigned_only = b'"artifacts_presigned_only":true' in response.body.replace(b" ", b"")
-        return replace(outcome, message=_PRESIGNED_ONLY) if is_presigned_only and outcome.status == 403 else outcome
+        return outcome._replace(message=_PRESIGNED_ONLY) if is_presigned_only and outcome.status == 403 else outcome
 
     def _retry_later(
         self,
@@ -163,7 +162,7 @@ class AttachmentUploader:
         if (is_last_attempt or failures >= _MAX_FAILURES) and (not self._same_server or is_server_healthy()):
             return self._pause(spans, destination, pending, outcome.message, _PAUSE_SECONDS)
         # Without the status: a 500 to an upload is no reason to search for a span at which the server fails.
-        return replace(outcome, status=None, may_have_arrived=False)
+        return outcome._replace(status=None, may_have_arrived=False)
 
     def _pause(
         self,

@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +27,7 @@ _MAX_CACHED = 4096
 _MAX_COMPARED, _MAX_COMPARED_LENGTH, _MIN_SIMILARITY = 200, 100, 0.8
 # Between two lookups at a guessed address that does not answer.
 _GUESS_SECONDS = 60.0
-_EXPERIMENT_ID = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # printable ASCII
+_EXPERIMENT_ID = r"[!-~](?:[ -~]{0,98}[!-~])?"  # printable ASCII
 _EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
 
 
@@ -228,7 +227,7 @@ def _in_workspace(workspace: str | None) -> str:
 def parse_experiment_id(experiment: Mapping[str, Any]) -> str | None:
     """Return the id if it can be a header value: the log and every request contain it."""
     experiment_id = str(experiment.get("experiment_id") or "")
-    return experiment_id if _EXPERIMENT_ID.fullmatch(experiment_id) else None
+    return experiment_id if re.fullmatch(_EXPERIMENT_ID, experiment_id) else None
 
 
 def _destination_error(message: str, code: MessageCode) -> ExportOutcome:
@@ -244,8 +243,7 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
         code = MessageCode.LOOKUP_DENIED
     reason = outcome.message or "an answer that is not MLflow's"
     # Without the status: a 500 to a lookup is no reason to search for a span at which the server fails.
-    return replace(
-        outcome,
+    return outcome._replace(
         status=None,
         # Nothing that a server answers to a lookup says anything about the spans.
         disposition=Disposition.RETRYABLE,

@@ -5,11 +5,8 @@ traces that a local root has completed before (`trace_completer`), and replaces 
 belongs to the experiment of its first span, which another service may have sent.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
@@ -69,7 +66,7 @@ class LateRootCorrector:
         self._pending: dict[Destination, dict[str, EncodedSpan]] = {}
         self._byte_count = 0
 
-    def add_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> LateRootTask | None:
+    def add_delivered(self, destination: Destination, spans: Sequence[EncodedSpan]) -> "LateRootTask | None":
         """Add delivered roots; a task if the destination has none yet."""
         roots = [span for span in spans if span.is_root]
         if not roots:
@@ -89,7 +86,7 @@ class LateRootCorrector:
             if (root := pending.pop(name, None)) is not None:
                 self._byte_count -= len(root.body)
 
-    def correct_batch(self, task: LateRootTask, timeout_seconds: float) -> SendResult:
+    def correct_batch(self, task: "LateRootTask", timeout_seconds: float) -> SendResult:
         """Check some roots, and correct the traces that another span has completed."""
         destination = task.destination
         with self._lock:
@@ -162,15 +159,15 @@ class LateRootCorrector:
             self._remove(pending, list(pending))
 
 
-@dataclass(eq=False)
 class LateRootTask:
     """The unchecked roots of a destination, some at a time."""
 
-    corrector: LateRootCorrector
-    destination: Destination
-    not_before: float = 0.0
-    failures: int = 0  # consecutive
-    is_awaited: bool = False
+    not_before = 0.0
+    failures = 0  # consecutive
+    is_awaited = False
+
+    def __init__(self, corrector: LateRootCorrector, destination: Destination) -> None:
+        self.corrector, self.destination = corrector, destination
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.corrector.correct_batch(self, timeout_seconds)

@@ -12,7 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -52,7 +51,7 @@ _MAX_STORED_SPANS_BYTES = 256 * 1024 * 1024
 _MAX_JSON_BYTES = 4 * 1024 * 1024
 # In one URL: 35 characters and the parameter's name each, below the 8 kB that proxies accept.
 _TRACES_PER_REQUEST = 100
-_VERSION_PATTERN = re.compile(r"\d+(\.\d+)+")
+_VERSION_PATTERN = r"\d+(\.\d+)+"
 _MAX_VERSION_LENGTH = 39
 _UNUSABLE_RESPONSE = ExportOutcome(
     Disposition.RETRYABLE,
@@ -135,7 +134,7 @@ def parse_version(response: HttpResponse) -> Version | None:
     """The version in a response to `GET /version`, which is plain text whatever its label; None if there is none."""
     text = response.body[: 2 * _MAX_VERSION_LENGTH].decode("ascii", "replace").strip()
     is_short = response.status == 200 and len(text) <= _MAX_VERSION_LENGTH
-    match = _VERSION_PATTERN.match(text) if is_short else None
+    match = re.match(_VERSION_PATTERN, text) if is_short else None
     return tuple(map(int, match.group().split("."))) if match else None
 
 
@@ -164,10 +163,10 @@ def identify_server(api: Transport, outcome: ExportOutcome, timeout_seconds: flo
         is_redirect, is_error = 300 <= response.status < 400, response.status >= 500 or response.status == 429
         if is_failure and (is_page or is_denied or is_redirect or is_error):
             return outcome
-        return replace(outcome, code=MessageCode.NOT_MLFLOW, **_NOT_MLFLOW, message=_describe_other(outcome, response))
+        return outcome._replace(code=MessageCode.NOT_MLFLOW, **_NOT_MLFLOW, message=_describe_other(outcome, response))
     if version < OTLP_SINCE and outcome.code is MessageCode.NO_OTLP_ENDPOINT:
         message = f"MLflow {'.'.join(map(str, version))} does not support OpenTelemetry ({outcome.message})"
-        return replace(outcome, code=MessageCode.OTLP_UNSUPPORTED, **_NOT_MLFLOW, message=message)
+        return outcome._replace(code=MessageCode.OTLP_UNSUPPORTED, **_NOT_MLFLOW, message=message)
     return outcome
 
 

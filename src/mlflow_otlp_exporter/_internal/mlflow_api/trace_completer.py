@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import TRACE_TAG
@@ -48,12 +47,10 @@ _REMOTE_PARENT_FLAG = 0x200
 _USAGE_ATTRIBUTES = ("mlflow.chat.tokenUsage", "mlflow.llm.cost", "llm.token_count.", "gen_ai.usage.")
 
 
-@dataclass
 class _PendingTrace:
-    root: EncodedSpan
-    start_time: int  # nanoseconds
-    since: float
-    due: float
+    def __init__(self, root: EncodedSpan, start_time: int, since: float, due: float) -> None:
+        self.root, self.start_time = root, start_time  # nanoseconds
+        self.since, self.due = since, due
 
 
 class TraceCompleter:
@@ -216,15 +213,15 @@ class TraceCompleter:
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.TRACE_METADATA, message))
 
 
-@dataclass(eq=False)
 class CompletionTask:
     """The pending traces of a destination, some at a time."""
 
-    completer: TraceCompleter
-    destination: Destination
-    is_awaited: bool  # whether a flush waits for it
-    not_before: float = 0.0
-    failures: int = 0  # consecutive
+    not_before = 0.0
+    failures = 0  # consecutive
+
+    def __init__(self, completer: TraceCompleter, destination: Destination, *, is_awaited: bool) -> None:
+        self.completer, self.destination = completer, destination
+        self.is_awaited = is_awaited  # whether a flush waits for it
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.completer.complete_batch(self, timeout_seconds)

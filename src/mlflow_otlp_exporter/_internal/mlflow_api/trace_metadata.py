@@ -43,8 +43,8 @@ _STATES = {"OK": "OK", "ERROR": "ERROR", "IN_PROGRESS": "IN_PROGRESS"}
 # Limits of the columns in MLflow's databases.
 _MAX_KEY_LENGTH, _MAX_ID_LENGTH, _MAX_VALUE_LENGTH = 250, 250, 4096
 _MAX_COUNT = 100
-_PROMPT_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z")
+_PROMPT_VERSION = r"[1-9][0-9]{0,8}"
+_TIMESTAMP = r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z"
 
 
 class TraceMetadata(NamedTuple):
@@ -148,7 +148,7 @@ def parse_start(record: Mapping[str, Any]) -> int | None:
 
 
 def _parse_start_seconds(record: Mapping[str, Any]) -> Decimal | None:
-    start = _TIMESTAMP.fullmatch(str(record.get("request_time"))[:40])
+    start = re.fullmatch(_TIMESTAMP, str(record.get("request_time"))[:40])
     try:
         epoch_seconds = calendar.timegm(time.strptime(start[1], "%Y-%m-%dT%H:%M:%S")) if start is not None else None
         return None if start is None or epoch_seconds is None else epoch_seconds + Decimal(start[2] or 0)
@@ -183,7 +183,7 @@ def _parse_prompts(text: str) -> tuple[tuple[str, str], ...]:
     prompts = (
         (name, version)
         for name, version in pairs
-        if isinstance(name, str) and name and _PROMPT_VERSION.fullmatch(version)
+        if isinstance(name, str) and name and re.fullmatch(_PROMPT_VERSION, version)
     )
     return tuple(dict.fromkeys(itertools.islice(prompts, _MAX_COUNT)))
 

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -50,11 +49,11 @@ _SEARCH_PATH = "/api/3.0/mlflow/traces/search"
 _LINK_PATH = "/api/2.0/mlflow/traces/link-prompts"
 
 
-@dataclass
 class _PendingUpdate:
-    metadata: TraceMetadata
-    since: float
-    server_error_count: int = 0
+    server_error_count = 0
+
+    def __init__(self, metadata: TraceMetadata, since: float) -> None:
+        self.metadata, self.since = metadata, since
 
 
 class TraceUpdater:
@@ -275,14 +274,14 @@ class TraceUpdater:
             self._drop(count, "the updates could not be sent before shutdown")
 
 
-@dataclass(eq=False)
 class UpdateTask:
     """The pending updates of a destination, some at a time."""
 
-    updater: TraceUpdater
-    destination: Destination
-    not_before: float = 0.0
-    failures: int = 0  # consecutive
+    not_before = 0.0
+    failures = 0  # consecutive
+
+    def __init__(self, updater: TraceUpdater, destination: Destination) -> None:
+        self.updater, self.destination = updater, destination
 
     def run(self, timeout_seconds: float) -> SendResult:
         return self.updater.update_batch(self, timeout_seconds)

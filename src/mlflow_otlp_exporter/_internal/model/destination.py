@@ -1,7 +1,5 @@
 """Where a trace goes inside MLflow: workspace, experiment and run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ class Route(NamedTuple):
     experiment_id: str | None = None
     run_id: str | None = None
 
-    def merge_into(self, outer: Route) -> Route:
+    def merge_into(self, outer: "Route") -> "Route":
         """Merge this route into an outer one; ids and runs of another workspace or experiment are dropped."""
         changes_workspace = bool(self.workspace and self.workspace != outer.workspace)
         has_experiment = bool(self.experiment or self.experiment_id)
@@ -42,7 +40,7 @@ RUN_HEADER = "x-mlflow-run-id"
 # The longest name of an experiment in MLflow 3.17; ids and workspaces are shorter.
 _MAX_NAME_LENGTH = 500
 # Control characters, line separators, lone surrogates.
-_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNUSABLE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 
 def _escape(text: str | None) -> str | None:
@@ -53,7 +51,7 @@ def _escape(text: str | None) -> str | None:
     """
     if not text or (text.isascii() and text.isprintable() and len(text) <= _MAX_NAME_LENGTH):
         return text
-    escaped = _UNUSABLE.sub(lambda match: ascii(match.group())[1:-1], text[:_MAX_NAME_LENGTH])
+    escaped = re.sub(_UNUSABLE, lambda match: ascii(match.group())[1:-1], text[:_MAX_NAME_LENGTH])
     return escaped[:_MAX_NAME_LENGTH]
 
 
@@ -83,7 +81,7 @@ class Destination(_DestinationFields):
         run_id: str | None = None,
         service_name: str | None = None,
         trace_experiment_id: str | None = None,
-    ) -> Destination:
+    ) -> "Destination":
         texts = (workspace, experiment, experiment_id, run_id, service_name, trace_experiment_id)
         workspace, experiment, experiment_id, *others = map(_escape, texts)
         if experiment_id:
@@ -99,7 +97,7 @@ class Destination(_DestinationFields):
         """Workspace and experiment, which accept or reject spans regardless of their run."""
         return f"{self.workspace}/{self.trace_experiment_id or self.experiment or self.experiment_id}"
 
-    def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> Destination:
+    def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> "Destination":
         """Return the destination of a trace: its route overrides the resource's attributes, which override this one."""
         own = self.route
         for override in (read_route(attributes), route):

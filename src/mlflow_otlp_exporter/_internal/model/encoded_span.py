@@ -1,16 +1,10 @@
 """Encoded spans with their attachments, requests assembled of them, and what spans take in memory."""
 
-import hashlib
 import json
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 from opentelemetry.sdk.trace import ReadableSpan
-
-from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
 _SPAN_BYTES, _VALUE_BYTES = 2800, 100
@@ -45,8 +39,7 @@ class Framing(NamedTuple):
     after: bytes
 
 
-@dataclass(frozen=True)
-class Attachment:
+class Attachment(NamedTuple):
     """An image, a sound or a file of a trace, which MLflow stores as a file and spans refer to.
 
     Attributes:
@@ -59,18 +52,11 @@ class Attachment:
     id: str
     ref: str
     content_type: str
-    data: bytes = field(repr=False)
+    data: bytes
     is_url: bool = True
 
-
-def create_attachment(trace_id: int, content_type: str, data: bytes, *, is_url: bool = True) -> Attachment:
-    name = f"tr-{trace_id:032x}"
-    digest = hashlib.sha256(f"{name} {content_type} ".encode() + data).digest()
-    attachment_id = str(uuid.UUID(bytes=digest[:16], version=5))
-    # Readers ignore the order; it records `is_url`, because the content may have to replace the reference again.
-    trace, size = ("trace_id", name), ("size", str(len(data)))
-    query = urlencode([("content_type", content_type), *((trace, size) if is_url else (size, trace))])
-    return Attachment(attachment_id, f"{ATTACHMENT}{attachment_id}?{query}", content_type, data, is_url)
+    def __repr__(self) -> str:
+        return f"Attachment({self.ref!r})"  # without the content
 
 
 class EncodedSpan(NamedTuple):

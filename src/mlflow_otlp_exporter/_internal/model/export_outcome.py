@@ -1,7 +1,7 @@
 """The outcome of one export request, derived from the server's response."""
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 
@@ -27,8 +27,7 @@ class FailureKind(enum.Enum):
     SERVER = "server"
 
 
-@dataclass(frozen=True)
-class ExportOutcome:
+class ExportOutcome(NamedTuple):
     """The outcome of one request."""
 
     disposition: Disposition

@@ -6,11 +6,12 @@ Extraction comes after masking and hiding, so that no hidden content is uploaded
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.sdk.trace import ReadableSpan
@@ -20,7 +21,7 @@ from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan
 from mlflow_otlp_exporter._internal.enrichment.messages import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, create_attachment, frame_span
+from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, frame_span
 from mlflow_otlp_exporter._internal.model.span_data import replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
     IMAGE_URL,
@@ -54,6 +55,16 @@ _SIGNATURES = (
 )
 _RIFF_SIGNATURES = {b"WAVE": "audio/wav", b"WEBP": "image/webp"}
 _AUDIO_FORMATS = frozenset({"wav", "mp3", "ogg", "flac", "aac", "opus", "m4a"})
+
+
+def create_attachment(trace_id: int, content_type: str, data: bytes, *, is_url: bool = True) -> Attachment:
+    name = f"tr-{trace_id:032x}"
+    digest = hashlib.sha256(f"{name} {content_type} ".encode() + data).digest()
+    attachment_id = str(uuid.UUID(bytes=digest[:16], version=5))
+    # Readers ignore the order; it records `is_url`, because the content may have to replace the reference again.
+    trace, size = ("trace_id", name), ("size", str(len(data)))
+    query = urlencode([("content_type", content_type), *((trace, size) if is_url else (size, trace))])
+    return Attachment(attachment_id, f"{ATTACHMENT}{attachment_id}?{query}", content_type, data, is_url)
 
 
 class AttachmentExtractor:
@@ -123,7 +134,7 @@ class _SpanScan:
         attachment = create_attachment(self._trace_id, media_type, content, is_url=is_url)
         # Spans of a trace share the memory of equal content.
         content = self._content_by_id.setdefault(attachment.id, attachment.data)
-        self.attachments[attachment.ref] = replace(attachment, data=content)
+        self.attachments[attachment.ref] = attachment._replace(data=content)
         return attachment.ref
 
     def can_skip(self, text: str) -> bool:

@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.privacy.json_walk import transform_json
 _MAX_REPETITIONS = 2**31
 # Shorter text of base64 characters without a data URL around it may be a word.
 _MIN_BARE_LENGTH = 1000
-_BARE = re.compile(r"[A-Za-z0-9+/_-]{1000,}={0,2}")
+_BARE = r"[A-Za-z0-9+/_-]{1000,}={0,2}"
 _CHARACTER_CLASSES = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
 # Types of parts in the GenAI conventions, whose text is in `content`.
 _GENAI_TYPES = frozenset({"blob", "uri", "file"})
@@ -33,7 +33,7 @@ def compile_data_url(min_length: int) -> re.Pattern[str]:
 def is_bare_base64(text: str) -> bool:
     """Whether a text consists of base64 only, judged by its characters."""
     return len(text) > _MIN_BARE_LENGTH and bool(
-        _BARE.fullmatch(text) and all(pattern.search(text[:_MIN_BARE_LENGTH]) for pattern in _CHARACTER_CLASSES)
+        re.fullmatch(_BARE, text) and all(pattern.search(text[:_MIN_BARE_LENGTH]) for pattern in _CHARACTER_CLASSES)
     )
 
 

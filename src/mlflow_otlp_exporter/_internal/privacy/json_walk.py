@@ -8,7 +8,7 @@ from typing import Any, Protocol
 # Deeper nesting and longer text count as plain text.
 MAX_DEPTH, _MAX_JSON_LENGTH = 40, 16 * 1024 * 1024
 # JSON inside of JSON has several backslashes.
-_ESCAPE = re.compile(r"\\{1,8}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbfv/\"']))")
+_ESCAPE = r"\\{1,8}(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([nrtbfv/\"']))"
 _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "/": "/", '"': '"', "'": "'"}
 
 
@@ -37,7 +37,7 @@ def dump_json(value: Any) -> str:
 
 def unescape(text: str) -> str:
     r"""Replace the escapes of JSON and of Python, such as `\n` and `\u002d`, by characters."""
-    return _ESCAPE.sub(lambda match: _CHARACTERS.get(match[3]) or chr(int(match[1] or match[2], 16)), text)
+    return re.sub(_ESCAPE, lambda match: _CHARACTERS.get(match[3]) or chr(int(match[1] or match[2], 16)), text)
 
 
 class Transform(Protocol):

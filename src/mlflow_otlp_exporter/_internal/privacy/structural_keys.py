@@ -32,9 +32,9 @@ _SUFFIXES = (
 )
 _PREFIXES = ("llm.", "gen_ai.prompt.", "gen_ai.completion.")
 # Names of models, providers, kinds and media types; no e-mail addresses, no sentences.
-_WORD = re.compile(r"\"?[A-Za-z0-9][\w.:/+-]{0,99}(?:@\d{4,8})?\"?")
-_SECRET = re.compile(r"(?i)(?:sk|pk|rk|gh[a-z]|xox[a-z]|akia|asia|aiza|eyj|hf|gsk|glpat|dapi|bearer)[\w-]{12,}")
-_NUMBERS = re.compile(r"[\d:/.+-]*\d[\d:/.+-]*")
+_WORD = r"\"?[A-Za-z0-9][\w.:/+-]{0,99}(?:@\d{4,8})?\"?"
+_KEY_LIKE = r"(?i)(?:sk|pk|rk|gh[a-z]|xox[a-z]|akia|asia|aiza|eyj|hf|gsk|glpat|dapi|bearer)[\w-]{12,}"
+_NUMBERS = r"[\d:/.+-]*\d[\d:/.+-]*"
 
 # Fields inside of values, and the values that conventions define for these fields; others are masked.
 _VOCABULARY_FIELDS = frozenset(
@@ -67,19 +67,19 @@ _STATES_AND_EVENTS = frozenset(
 )
 _VOCABULARY = _ROLES | _PART_TYPES | MEDIA_TYPES | _OBJECT_TYPES | _STATES_AND_EVENTS
 _MEDIA_FIELDS = frozenset({"mime_type", "mimeType", "media_type", "mediaType", "content_type"})
-_MEDIA_TYPE = re.compile(r"(?:application|audio|image|text|video)/[\w.+-]{1,40}")
+_MEDIA_TYPE = r"(?:application|audio|image|text|video)/[\w.+-]{1,40}"
 _MODEL_FIELDS = frozenset({"model", "model_name", "modelId", "model_id", "provider", "provider_name"})
 _ID_FIELDS = frozenset(
     {"id", "tool_call_id", "toolCallId", "tool_use_id", "toolUseId", "call_id", "response_id", "responseId"}
     | {"run_id", "message_id", "previous_response_id"}
 )
 # Formats of the ids of providers and frameworks.
-_ID = re.compile(
+_ID = (
     r"(?:call|toolu|tooluse|tool|fc|ctc|msg|run|lc_run|rs|resp|chatcmpl|chatcmpl-tool|pyd_ai|adk|gen|aitxt|aiobj|srvtoolu)"
     r"-{0,2}[_-][A-Za-z0-9_-]{1,80}|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{16}|[0-9a-f]{32}"
 )
 # Names of fields; other keys may be content.
-_IDENTIFIER = re.compile(r"[A-Za-z_$@][\w.$/-]{0,127}")
+_IDENTIFIER = r"[A-Za-z_$@][\w.$/-]{0,127}"
 
 
 def is_structural(key: str, value: str) -> bool:
@@ -98,7 +98,7 @@ def is_structural_field(key: str, value: str) -> bool:
     if key in _ID_FIELDS:
         return _is_id(value)
     if key in _MEDIA_FIELDS:
-        return _MEDIA_TYPE.fullmatch(value) is not None
+        return re.fullmatch(_MEDIA_TYPE, value) is not None
     return key in _MODEL_FIELDS and _is_word(value)
 
 
@@ -114,18 +114,18 @@ def is_class_path(key: str, value: Any) -> bool:
 
 
 def is_field_name(key: str) -> bool:
-    return _IDENTIFIER.fullmatch(key) is not None
+    return re.fullmatch(_IDENTIFIER, key) is not None
 
 
 def _is_id(value: str) -> bool:
-    return _ID.fullmatch(value) is not None and not value.isdigit()  # a card number has 16 digits, too
+    return re.fullmatch(_ID, value) is not None and not value.isdigit()  # a card number has 16 digits, too
 
 
 def _is_word(value: str) -> bool:
     return (
-        bool(_WORD.fullmatch(value))
-        and not _SECRET.match(value)
+        bool(re.fullmatch(_WORD, value))
+        and not re.match(_KEY_LIKE, value)
         and not (
-            len(value) > 6 and _NUMBERS.fullmatch(value)  # a phone or card number, not a version
+            len(value) > 6 and re.fullmatch(_NUMBERS, value)  # a phone or card number, not a version
         )
     )

@@ -30,8 +30,10 @@ _MAX_REMEMBERED_BYTES = 64 * 1024
 _OUTPUTS = ("output.value", "mlflow.spanOutputs", "gen_ai.output.messages")
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Trace:
+    """The spans of one trace."""
+
     spans: list[ReadableSpan] = field(default_factory=list)
     byte_count: int = 0
     open_count: int = 0

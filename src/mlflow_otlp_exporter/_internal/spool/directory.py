@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from mlflow_otlp_exporter._internal.common.files import create_private_directory, secure_directory
 
 _APPLICATION = "mlflow-otlp-exporter"
-_UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
+_UNSAFE = r"[^A-Za-z0-9.-]+"
 
 
 def create_spool_directory(spool_dir: str | None, name: str, environment: Mapping[str, str]) -> Path:
@@ -58,7 +58,7 @@ def candidate_roots(spool_dir: str | None, environment: Mapping[str, str]) -> It
 
 def folder_name(url: str, identity: str, namespace: str | None = None) -> str:
     """Return the folder name of a target; `identity` names the owner of the credential, `namespace` that of the pod."""
-    host = _UNSAFE.sub("-", urlsplit(url).netloc.rpartition("@")[2])[:60]
+    host = re.sub(_UNSAFE, "-", urlsplit(url).netloc.rpartition("@")[2])[:60]
     target = f"{url}\n{identity}" + (f"\n{namespace}" if namespace else "")
     digest = hashlib.sha256(target.encode()).hexdigest()
     return f"{host}-{digest[:16]}"

@@ -9,7 +9,6 @@ The checksum covers header and body. Attachments are in the body, as the attribu
 reference and content. A file may have any content: nothing in it is used before its type and size were checked.
 """
 
-import dataclasses
 import errno
 import itertools
 import json
@@ -18,7 +17,7 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
@@ -40,7 +39,7 @@ _COMPRESSION_LEVEL = 1
 # Limits of a request: a file that claims more is damaged, and must not fill the memory.
 _MAX_BODY_BYTES, _MAX_TRACE_IDS, _MAX_MESSAGE_LENGTH = 256 << 20, 10_000, 10_000
 MAX_FILE_BYTES = MAX_HEADER_BYTES + _MAX_BODY_BYTES
-_ATTACHMENT_ID = re.compile(re.escape(ATTACHMENT.encode()) + rb"([0-9a-f-]{36})")
+_ATTACHMENT_ID = re.escape(ATTACHMENT.encode()) + rb"([0-9a-f-]{36})"
 _DESTINATION_FIELDS = frozenset(Destination._fields)
 
 
@@ -52,8 +51,7 @@ class UnsupportedVersionError(Exception):
     """Another version of this library wrote the file."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FileHeader:
+class FileHeader(NamedTuple):
     """A request without its spans."""
 
     destination: Destination
@@ -63,8 +61,7 @@ class FileHeader:
     message: str = ""  # the server's, for a rejected request
 
 
-@dataclasses.dataclass(frozen=True)
-class DeliveryState:
+class DeliveryState(NamedTuple):
     """The attempts to send a request."""
 
     attempts: int = 0
@@ -146,7 +143,7 @@ def _restore_attachments(spans: list[EncodedSpan], body: bytes) -> list[EncodedS
         span._replace(
             attachments=tuple(
                 attachment
-                for attachment_id in dict.fromkeys(_ATTACHMENT_ID.findall(span.body))
+                for attachment_id in dict.fromkeys(re.findall(_ATTACHMENT_ID, span.body))
                 for attachment in attachments.get(attachment_id, {}).values()
             )
         )

@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._internal.common.files import find_problem
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.file_format import MAX_FILE_BYTES
 
-_PATTERN = re.compile(r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-\d+)\.otlp")
+_PATTERN = r"(\d{20})-(\d{1,9})-([0-9a-f]{8})-([0-9a-f]+-[0-9a-f]{8}-\d+)\.otlp"
 _MAX_CREATED_NS = 10**19 - 1  # in the year 2286
 
 
@@ -43,7 +43,7 @@ def list_entries(folder: Path, unsafe_names: dict[str, str] | None = None) -> li
     try:
         with os.scandir(folder) as files:
             for file in files:
-                match = _PATTERN.fullmatch(file.name)
+                match = re.fullmatch(_PATTERN, file.name)
                 if match:
                     try:
                         status = file.stat(follow_symlinks=False)

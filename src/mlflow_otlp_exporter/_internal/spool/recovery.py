@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,15 @@ from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filte
 _MAX_JOURNAL_BYTES = 256 << 20
 
 
-@dataclass
 class RecoveredTrace:
     """Spans of one trace."""
 
-    spans: dict[int, ReadableSpan] = field(default_factory=dict)  # without an outcome, by id; they may have arrived
     route: Route | None = None  # None for the destination of the header
     header: JournalHeader | None = None  # None if it is missing or damaged
-    has_settled_spans: bool = False  # other spans of the trace had an outcome
+    has_settled_spans = False  # other spans of the trace had an outcome
+
+    def __init__(self) -> None:
+        self.spans: dict[int, ReadableSpan] = {}  # without an outcome, by id; they may have arrived
 
     @property
     def is_filtered(self) -> bool:

@@ -46,7 +46,7 @@ from mlflow_otlp_exporter._internal.spool.index import Entry, Index, Totals, has
 # "refused" is the name that version 0.1.0 gave the folder.
 REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
 ABOUT_FILE = "about.txt"
-_TEMPORARY_NAME = re.compile(r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp")
+_TEMPORARY_NAME = r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp"
 _ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer has died
 _MAX_FILES = 100_000
 _MAX_EVICTED_FILES = 10_000  # for one new file
@@ -389,7 +389,7 @@ class SpoolStorage:
         now = self._clock()
         with suppress(OSError):
             for path in list(self._folder.iterdir() if self._folder is not None else ()):
-                if _TEMPORARY_NAME.fullmatch(path.name):
+                if re.fullmatch(_TEMPORARY_NAME, path.name):
                     with suppress(OSError):  # a directory, or removed meanwhile
                         if abs(now - path.lstat().st_mtime) > _ABANDONED_SECONDS:
                             path.unlink()

@@ -5,8 +5,6 @@ Both see each other's values, the inner one wins, and OpenInference's instrument
 stored under a key of this library.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -72,7 +70,7 @@ class EnteredContext(NamedTuple):
     # Stored beside OpenTelemetry's current context: server instrumentations replace that one with what they extract
     # from a request, and the values of a `trace_context` around the server would be lost.
     context: Context
-    outer: EnteredContext | None
+    outer: "EnteredContext | None"
 
 
 _has_warned_late_destination = _has_warned_baggage = False
@@ -170,7 +168,7 @@ class trace_context:  # noqa: N801 - used like a function
             )
         return TraceAttributes(self._route.merge_into(outer.route), attributes, prompts)
 
-    def __enter__(self) -> trace_context:
+    def __enter__(self) -> "trace_context":
         context = self._build_context()
         _update_open_root(context, self._route)
         _entered.set(EnteredContext(self, attach(context), context, _entered.get()))
@@ -185,7 +183,7 @@ class trace_context:  # noqa: N801 - used like a function
             _entered.set(entered.outer)
             detach(entered.token)
 
-    async def __aenter__(self) -> trace_context:
+    async def __aenter__(self) -> "trace_context":
         return self.__enter__()
 
     async def __aexit__(

@@ -61,8 +61,8 @@ _CODE_BY_VERIFY_ERROR = {
     64: MessageCode.CERTIFICATE_HOST_MISMATCH,
 }
 # A frame of HTTP/2, as the first bytes of a server: length, type SETTINGS, flags, stream 0.
-_HTTP2_FRAME = re.compile(r"\x00[\s\S]{2}\x04[\x00\x01]\x00{4}")
-_TLS_ALERT = re.compile(r"\[SSL[^\]]{0,80}\] ([\w/ ]{0,20}(?:alert|unrecognized)[\w ]{0,60})")
+_HTTP2_FRAME = r"\x00[\s\S]{2}\x04[\x00\x01]\x00{4}"
+_TLS_ALERT = r"\[SSL[^\]]{0,80}\] ([\w/ ]{0,20}(?:alert|unrecognized)[\w ]{0,60})"
 _NEVER_ARRIVED = frozenset(
     {MessageCode.CONNECTION_REFUSED, MessageCode.NAME_NOT_RESOLVED, MessageCode.CONNECT_TIMEOUT, MessageCode.HTTP2_ONLY}
     | {MessageCode.CERTIFICATE_UNTRUSTED, MessageCode.CERTIFICATE_FILE, MessageCode.SOCKS_UNAVAILABLE}
@@ -430,7 +430,7 @@ def _describe_exception(
 
 def _describe_broken_response(host: str, chain: list[BaseException]) -> tuple[MessageCode, str]:
     line = next((str(item) for item in chain if type(item) is http.client.BadStatusLine), "")
-    if host.endswith(":4317") or _HTTP2_FRAME.match(line):
+    if host.endswith(":4317") or re.match(_HTTP2_FRAME, line):
         return MessageCode.HTTP2_ONLY, f"{host} does not speak HTTP/1.1: gRPC or HTTP/2"
     if line.startswith("\x15\x03"):  # a TLS alert
         return MessageCode.TLS_REQUIRED, f"{host} speaks TLS"
@@ -464,7 +464,7 @@ def _describe_tls_error(
 ) -> tuple[MessageCode, str] | None:
     code, reason = MessageCode.NOT_TLS, "the answer is not TLS; does it speak https?"
     verification = next((item for item in chain if isinstance(item, ssl.SSLCertVerificationError)), None)
-    alert = next((match[1].strip() for item in chain if (match := _TLS_ALERT.search(str(item)))), "")
+    alert = next((match[1].strip() for item in chain if (match := re.search(_TLS_ALERT, str(item)))), "")
     if file_error := next(filter(_is_file_error, chain), None):
         code, reason = MessageCode.CERTIFICATE_FILE, f"a file of certificates or keys cannot be used: {file_error}"
     elif verification is not None:

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -24,16 +23,16 @@ _MAX_MESSAGE_LENGTH = 300
 # Text of others is cut before a regular expression sees it; only the beginning of a page can hold its title.
 _MAX_TEXT_LENGTH, _MAX_TITLE_BYTES = 10_000, 4_096
 _MAX_COUNT_DIGITS = 18
-_HTML = re.compile(rb"^\s*(<!doctype|<html|<head|<body|<\?xml)", re.IGNORECASE)
+_HTML = rb"(?i)^\s*(<!doctype|<html|<head|<body|<\?xml)"
 # SQLAlchemy appends the statement and its parameters, which may hold prompts, to its messages. PostgreSQL appends the
 # row or the key, and the line of the statement.
-_SQL = re.compile(r"\[SQL:.*|\[parameters:.*|\(Background on this error.*|\bDETAIL: .*|\bLINE \d{1,9}: .*", re.DOTALL)
+_SQL = r"(?s)\[SQL:.*|\[parameters:.*|\(Background on this error.*|\bDETAIL: .*|\bLINE \d{1,9}: .*"
 # MLflow quotes values that are too long for it; a quoted text longer than a name may be a prompt.
-_LONG_QUOTED_TEXT = re.compile(r"(['\"`])(?:(?!\1).){100,}(?:\1|$)")
+_LONG_QUOTED_TEXT = r"(['\"`])(?:(?!\1).){100,}(?:\1|$)"
 # MLflow 3.18 rejects a whole request for one such trace.
-_TRACE_ELSEWHERE = re.compile(r"Trace with ID 'tr-([0-9a-f]{32})' already exists in another experiment")
+_TRACE_ELSEWHERE = r"Trace with ID 'tr-([0-9a-f]{32})' already exists in another experiment"
 # nginx and AWS, Go, Apache, Tomcat.
-_TLS_REQUIRED = re.compile(rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS")
+_TLS_REQUIRED = rb"to HTTPS port|to an HTTPS server|to an SSL-enabled server|port requires TLS"
 # Plain texts of MLflow's basic auth and of its check of the Host header.
 _OWN_TEXTS = (b"Permission denied", b"You are not authenticated", b"Invalid Host header")
 # Failures that another service at MLflow's address may cause; the other codes tell what is wrong.
@@ -60,10 +59,10 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     """Classify a response by its status, headers and body."""
     outcome = _classify_response(response)
     if outcome.code in _AMBIGUOUS_CODES and _is_foreign(response):
-        outcome = replace(outcome, is_foreign=True)
+        outcome = outcome._replace(is_foreign=True)
     if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
         message = f"{outcome.message}, through the proxy {response.proxy}"
-        return replace(outcome, message=message, code=MessageCode.PROXY)
+        return outcome._replace(message=message, code=MessageCode.PROXY)
     return outcome
 
 
@@ -94,7 +93,7 @@ def _classify_response(response: HttpResponse) -> ExportOutcome:
         code = MessageCode.FILE_STORE if "FileStore" in text else MessageCode.NO_OTLP_ENDPOINT
         delay = parse_retry_after(response.headers)
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, delay, code=code)
-    if status == 400 and (match := _TRACE_ELSEWHERE.match(text)):
+    if status == 400 and (match := re.match(_TRACE_ELSEWHERE, text)):
         trace_id, code = int(match.group(1), 16), MessageCode.TRACE_IN_OTHER_EXPERIMENT
         cause = FailureKind.CONTENT
         return ExportOutcome(Disposition.PERMANENT, cause, message, status, trace_id=trace_id, code=code)
@@ -137,7 +136,7 @@ def _may_have_arrived(response: HttpResponse, text: str) -> bool:
 def _wrong_protocol_code(response: HttpResponse, text: str) -> MessageCode | None:
     """Recognize answers of a port that expects TLS, a client certificate, HTTP/2 or gRPC."""
     status = response.status
-    if status == 400 and _TLS_REQUIRED.search(response.body[:_MAX_TITLE_BYTES]):
+    if status == 400 and re.search(_TLS_REQUIRED, response.body[:_MAX_TITLE_BYTES]):
         return MessageCode.TLS_REQUIRED
     if status == 400 and "SSL certificate" in text:  # nginx
         return MessageCode.TLS_REJECTED
@@ -235,7 +234,7 @@ def is_html(response: HttpResponse) -> bool:
     is_labelled = "html" in response.headers.get("content-type", "").lower()
     # MLflow's basic auth labels its plain sentences as HTML.
     is_sentence = response.status in (401, 403) and response.body.strip() and b"<" not in response.body
-    return (is_labelled and not is_sentence) or bool(_HTML.match(response.body))
+    return (is_labelled and not is_sentence) or bool(re.match(_HTML, response.body))
 
 
 def _is_destination_error(response: HttpResponse, text: str) -> bool:
@@ -297,11 +296,11 @@ def _format_location(location: Any) -> str:
 def sanitize_server_text(text: str) -> str:
     """A server's text as it may be logged: one line, cut, no SQL statement, no long value, no control characters."""
     text = " ".join(text[:_MAX_TEXT_LENGTH].split())
-    return _to_one_line(_LONG_QUOTED_TEXT.sub(r"\1...\1", _SQL.sub("", text)))
+    return _to_one_line(re.sub(_LONG_QUOTED_TEXT, r"\1...\1", re.sub(_SQL, "", text)))
 
 
 def _to_one_line(text: str) -> str:
-    line = _SQL.sub("", " ".join(text[:_MAX_TEXT_LENGTH].split())).rstrip()
+    line = re.sub(_SQL, "", " ".join(text[:_MAX_TEXT_LENGTH].split())).rstrip()
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= _MAX_MESSAGE_LENGTH else f"{line[:_MAX_MESSAGE_LENGTH]}..."
 

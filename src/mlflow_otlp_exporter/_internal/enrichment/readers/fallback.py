@@ -76,7 +76,7 @@ _COUNT_PARENTS = ("usage", "token")
 _GROUPS = ("input", "output", "documents", "tools")
 # The field that an attribute may hold, and the prefix of the keys that are flattened together with it.
 Place = tuple[str, str]
-_SEPARATOR = re.compile(r"[.:/]")
+_SEPARATOR = r"[.:/]"
 _MAX_KEY_LENGTH = 120
 _KINDS = {**OPERATIONS, **KIND_WORDS, "function": Kind.TOOL}
 # What callers put among the parameters of a call for their gateway: metadata with these prefixes is the gateway's own.
@@ -86,7 +86,7 @@ _GATEWAY_PREFIXES = ("user_api_key", "litellm_", "requester", "hidden_params", "
 @functools.lru_cache(maxsize=4096)  # spans of one source have the same keys
 def classify_key(key: str) -> Place | None:
     """The field that an attribute may hold, by the end of its key."""
-    segments = _SEPARATOR.split(key[:_MAX_KEY_LENGTH])
+    segments = re.split(_SEPARATOR, key[:_MAX_KEY_LENGTH])
     if segments[0] in _OTHER_NAMESPACES and len(segments) > 1:
         return None
     for index, segment in enumerate(segments[1:], 1):

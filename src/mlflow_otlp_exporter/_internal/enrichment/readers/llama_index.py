@@ -27,9 +27,9 @@ _STEP_INPUT = "llamaindex.step.input_summary"
 _QUERY_KEYS = ("query", "query.query_str", "query_str", "str_or_query_bundle.query_str", "str_or_query_bundle")
 _ANSWER_KEYS = ("response.response", "response", "output", "response.message.content")
 # The input of a workflow's step is a repr, which may be cut.
-_TOOL_CALL = re.compile(r"ToolCall\(tool_name='([^']{1,256})', tool_kwargs=(.*?), tool_id=", re.DOTALL)
-_USER_MESSAGE = re.compile(r"user_msg=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
-_TEXT = re.compile(r"text=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
+_TOOL_CALL = r"(?s)ToolCall\(tool_name='([^']{1,256})', tool_kwargs=(.*?), tool_id="
+_USER_MESSAGE = r"user_msg=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+_TEXT = r"text=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 _MAX_REPR_LENGTH = 20_000
 
 
@@ -71,10 +71,10 @@ def _read_step(span: SpanView) -> NormalizedSpan | None:
     output = str(outputs[-1])[:_MAX_REPR_LENGTH] if outputs else ""
     if not outputs and not summary:
         return None
-    question, is_run = _USER_MESSAGE.search(summary), any(event.name == "workflow.output" for event in span.events)
+    question, is_run = re.search(_USER_MESSAGE, summary), any(event.name == "workflow.output" for event in span.events)
     kind = Kind.AGENT if is_run and "AgentOutput(" in output else Kind.WORKFLOW if is_run else None
     normalized = NormalizedSpan(kind=kind, input=parse_repr(question[1]) if question else None)
-    if call := _TOOL_CALL.match(summary):
+    if call := re.match(_TOOL_CALL, summary):
         normalized = NormalizedSpan(kind=Kind.TASK, input=parse_repr(call[2]))
         is_run = span.name.endswith(".call_tool")  # the step's output has the result; the span of the tool has none
         if is_run:
@@ -84,5 +84,5 @@ def _read_step(span: SpanView) -> NormalizedSpan | None:
 
 def _read_text(value: str) -> Any:
     """The last text in a repr, if it was not cut before its end."""
-    texts = _TEXT.findall(value)
+    texts = re.findall(_TEXT, value)
     return parse_repr(texts[-1]) if texts else None
