@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
+from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,7 +17,8 @@ import yaml
 
 import mlflow_otlp_exporter
 from mlflow_otlp_exporter import testing
-from support.documents import DOCS
+from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS, read_collector_config
+from support.documents import DOCS, PAGES, links
 from support.environments import ROOT
 
 
@@ -101,6 +104,31 @@ def test_api_page_has_every_public_name(site: Path) -> None:
     names = [f"mlflow_otlp_exporter.{name}" for name in mlflow_otlp_exporter.__all__ if name != "__version__"]
     names += [f"mlflow_otlp_exporter.testing.{name}" for name in testing.__all__]
     assert [name for name in names if f'id="{name}"' not in page] == []
+
+
+def test_site_has_every_file_of_the_examples(site: Path) -> None:
+    """A reader who has only the installed package can get them."""
+    files = [path for path in (ROOT / "examples").rglob("*") if path.suffix in (".yaml", ".json", ".py", ".toml")]
+    assert len(files) > 10
+    copies = {path: site / path.relative_to(ROOT) for path in files}
+    assert [path.name for path, copy in copies.items() if copy.read_bytes() != path.read_bytes()] == []
+    for name in COLLECTOR_CONFIGS:
+        assert (site / "collector_configs" / f"{name}.yaml").read_text() == read_collector_config(name)
+
+
+def test_site_shows_the_files_that_pages_name_in_comments(site: Path) -> None:
+    shown = [
+        (page, path) for page in PAGES for path in re.findall(r"^<!-- show: (.*) -->$", page.read_text(), re.MULTILINE)
+    ]
+    assert len(shown) > 5
+    for page, path in shown:
+        folder = page.parent.relative_to(ROOT / "docs" if page in DOCS else ROOT)
+        html = (site / folder / ("" if page.stem == "README" else page.stem) / "index.html").read_text()
+        text = unescape(re.sub(r"<[^>]+>", "", html))
+        lines = [line for line in (page.parent / path).read_text().splitlines() if line]
+        assert [line for line in lines if line not in text] == [], page
+        # GitHub does not show the file, so the page needs a link to it.
+        assert (path, "") in links(page)
 
 
 def test_navigation_has_every_page() -> None:
