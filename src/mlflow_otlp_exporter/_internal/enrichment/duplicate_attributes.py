@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
-from mlflow_otlp_exporter._internal.enrichment.values import decode_json, parse_structured
+from mlflow_otlp_exporter._internal.enrichment.values import JSON_STARTS, MAX_JSON_LENGTH, decode_json, parse_structured
 from mlflow_otlp_exporter._internal.enrichment.writers.mlflow import INPUTS, OUTPUTS, TOOLS
 
 _TOOL_KEYS = ("gen_ai.tool.definitions", "ai.prompt.tools")
@@ -31,23 +32,29 @@ _ANSWER_KEYS = frozenset(
 _CHOICE_KEYS = frozenset({"finish_reason", "index", "logprobs", "message"})
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "reasoning", "reasoning_content"})
 _EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
+_KINDS_WITH_DUPLICATES = (*MODEL_KINDS, Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER)
 
 
-def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> dict[str, Any]:
+def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> Mapping[str, Any]:
     """The span's own attributes without those that are covered by `added`, MLflow's attributes from enrichment.
 
     MLflow's attributes that the application set itself cover nothing.
     """
     own = span.attributes
-    duplicates = set(_find_duplicates(span, {key: value for key, value in added.items() if key not in own}))
-    return {key: value for key, value in own.items() if key not in duplicates} if duplicates else dict(own)
+    duplicates = _find_duplicates(span, added) if span.kind in _KINDS_WITH_DUPLICATES else ()
+    remaining = own.copy() if duplicates else own
+    for key in duplicates:
+        remaining.pop(key, None)
+    return remaining
 
 
 def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> list[str]:
     duplicates: list[str] = []
     own, normalized = span.attributes, span.normalized
+    if not own.keys().isdisjoint(added):
+        added = {key: value for key, value in added.items() if key not in own}
     if span.kind in MODEL_KINDS:
-        if INPUTS in added and (OUTPUTS in added or not normalized.output_messages) and not _has_files(span):
+        if INPUTS in added and (OUTPUTS in added or not normalized.output_messages) and not _has_files(normalized):
             duplicates += normalized.covered_keys
             if normalized.input_messages and _is_plain_request(
                 own.get("input.value"), normalized.invocation_parameters
@@ -61,26 +68,29 @@ def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> list[str]:
             duplicates += _TOOL_KEYS
             duplicates += [key for key in own if key.startswith(_TOOL_PREFIXES)]
     elif span.kind is Kind.TOOL:
-        duplicates += _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS))
-        duplicates += _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS))
-    elif span.kind in (Kind.RETRIEVER, Kind.RERANKER) and normalized.documents and OUTPUTS in added:
+        duplicates += _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS), normalized.input)
+        duplicates += _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS), normalized.output)
+    elif normalized.documents and OUTPUTS in added:
         prefixes = ("retrieval.documents.", "reranker.output_documents.", "reranker.input_documents.")
         duplicates += [key for key in own if key.startswith(prefixes)]
     return duplicates
 
 
-def _has_files(span: SpanState) -> bool:
+def _has_files(normalized: NormalizedSpan) -> bool:
     """Whether a message holds a part that MLflow's console cannot display, so that only its name was written."""
-    messages = (*(span.normalized.input_messages or ()), *(span.normalized.output_messages or ()))
-    return not {part.kind for message in messages for part in message.parts} <= {"text", "image"}
+    messages = (*(normalized.input_messages or ()), *(normalized.output_messages or ()))
+    return any(part.kind not in ("text", "image") for message in messages for part in message.parts)
 
 
-def _find_equal_values(keys: tuple[str, ...], own: Mapping[str, Any], added: Any) -> Iterator[str]:
+def _find_equal_values(keys: tuple[str, ...], own: Mapping[str, Any], added: str | None, source: Any) -> Iterator[str]:
+    """The keys whose values are the same as `added`, which was written from `source`."""
     if added is None:
         return
-    value = decode_json(added)
+    # A text that is no JSON was written in quotes: there is nothing to parse.
+    is_text = isinstance(source, str) and source[:1] not in JSON_STARTS and len(added) <= MAX_JSON_LENGTH
+    value, same_text = (source, source) if is_text else (decode_json(added), added)
     for key in keys:
-        if key in own and decode_json(own[key]) == value:
+        if key in own and (own[key] == same_text or decode_json(own[key]) == value):
             yield key
             if key.endswith(".value"):
                 yield key.replace(".value", ".mime_type")

@@ -51,9 +51,7 @@ OPERATIONS = {
 # Words that sources use for the kind of a span, in lower case.
 KIND_WORDS = {
     **{kind.value.lower(): kind for kind in Kind if kind not in (Kind.UNKNOWN, Kind.DECISION)},
-    "chat": Kind.CHAT_MODEL,
-    "generation": Kind.CHAT_MODEL,
-    "model": Kind.CHAT_MODEL,
+    **dict.fromkeys(("chat", "generation", "model"), Kind.CHAT_MODEL),
     "embedder": Kind.EMBEDDING,
 }
 
@@ -62,12 +60,11 @@ MODEL_KINDS = (Kind.CHAT_MODEL, Kind.LLM)
 # OpenInference has fewer kinds.
 _TO_OPENINFERENCE = {
     Kind.CHAT_MODEL: "LLM",
-    Kind.WORKFLOW: "CHAIN",
-    Kind.TASK: "CHAIN",
-    Kind.MEMORY: "CHAIN",
-    Kind.PARSER: "CHAIN",
+    **dict.fromkeys((Kind.WORKFLOW, Kind.TASK, Kind.MEMORY, Kind.PARSER), "CHAIN"),
 }
-OPENINFERENCE_KINDS = {kind.value.lower(): kind for kind in Kind if kind not in _TO_OPENINFERENCE}
+OPENINFERENCE_KINDS = {
+    word: kind for kind in Kind if kind not in _TO_OPENINFERENCE for word in (kind.value, kind.value.lower())
+}
 # MLflow displays PROMPT with a generic icon, and does not search for it.
 _TO_MLFLOW = {Kind.PROMPT: "CHAIN", Kind.DECISION: "LLM"}
 TO_OPENINFERENCE = {kind: _TO_OPENINFERENCE.get(kind, kind.value) for kind in Kind}

@@ -2,20 +2,13 @@
 
 import re
 
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
+
 # Frameworks that write their own name as the provider.
 _FRAMEWORKS = frozenset(
     {"strands-agents", "microsoft.agent_framework", "langgraph", "langchain", "gcp.vertex.agent", "autogen", "crewai"}
-    | {
-        "llama_index",
-        "llamaindex",
-        "haystack",
-        "dspy",
-        "semantic_kernel",
-        "agno",
-        "smolagents",
-        "litellm_proxy",
-        "litellm",
-    }
+    | {"llama_index", "llamaindex", "haystack", "dspy", "semantic_kernel", "agno", "smolagents"}
+    | {"litellm_proxy", "litellm"}
 )
 _VERTEX_AI = frozenset({"gcp.vertex_ai", "google-vertex", "google_vertexai", "vertex_ai", "vertexai"})
 _ALIASES = {
@@ -28,9 +21,7 @@ _ALIASES = {
 }
 _OPENINFERENCE = {alias: provider for provider, aliases in _ALIASES.items() for alias in aliases}
 _CATALOG = {
-    "azure.ai.inference": "azure_ai",
-    "az.ai.inference": "azure_ai",
-    "azure_ai": "azure_ai",
+    **dict.fromkeys(("azure.ai.inference", "az.ai.inference", "azure_ai"), "azure_ai"),
     "aws": "bedrock",
     "mistralai": "mistral",
     "google": "gemini",
@@ -48,17 +39,8 @@ _MODEL_PREFIXES = {
 # Names that stand before a model (`groq/llama-3`, as LiteLLM writes it), before an API (`openai.chat`, Vercel AI) or in
 # the name of a host (`api.groq.com`).
 _PROVIDERS = frozenset(
-    {
-        *_OPENINFERENCE,
-        *_CATALOG,
-        *_MODEL_PREFIXES,
-        "azure",
-        "groq",
-        "openrouter",
-        "ollama",
-        "ollama_chat",
-        "huggingface",
-    }
+    {*_OPENINFERENCE, *_CATALOG, *_MODEL_PREFIXES}
+    | {"azure", "groq", "openrouter", "ollama", "ollama_chat", "huggingface"}
     | {"together_ai", "togetherai", "together", "fireworks_ai", "fireworks", "perplexity", "cerebras", "replicate"}
     | {"nvidia_nim", "databricks", "watsonx", "sagemaker", "sambanova", "hosted_vllm", "vllm", "lm_studio", "deepinfra"}
     | {"cohere_chat", "moonshot", "dashscope", "nebius", "novita", "voyage", "jina_ai", "github", "litellm_proxy"}
@@ -74,7 +56,13 @@ def resolve_provider(source_name: str | None, model: str | None) -> str | None:
 
     If the span names no provider, or an address, the name of the model is used.
     """
-    name = (source_name or "").strip().lower().rpartition("://")[2].partition("/")[0]
+    return _resolve_provider((source_name or "", model or ""))
+
+
+@cache_by_keys
+def _resolve_provider(names: tuple[str, ...]) -> str | None:
+    source_name, model = names
+    name = source_name.strip().lower().rpartition("://")[2].partition("/")[0]
     is_address = bool(re.fullmatch(_ADDRESS, name[:_MAX_ADDRESS_LENGTH]))
     if name and name not in _FRAMEWORKS and not is_address:
         return _read_dotted(name) if "." in name and name not in _OPENINFERENCE else name

@@ -156,6 +156,7 @@ class ToolIndex:
             names = _parameter_names(tool)
             if len(names) > len(self._parameter_names.get(tool.name, ())):
                 self._parameter_names[tool.name] = names
+        self.is_empty = not self.arguments_by_id and not self._parameter_names
 
     def name_arguments(self, tool_name: str, values: list[Any]) -> dict[str, Any] | None:
         names = self._parameter_names.get(tool_name, ())
@@ -167,7 +168,7 @@ class ToolIndex:
 def resolve_arguments(normalized: NormalizedSpan, index: ToolIndex) -> Any:
     """A tool's arguments as an object if calls or tools of the trace tell the names; otherwise its input."""
     arguments = _unwrap_arguments(decode_json(normalized.input))
-    if isinstance(arguments, dict) and not arguments.keys() <= {"args", "kwargs"}:
+    if index.is_empty or (isinstance(arguments, dict) and not arguments.keys() <= {"args", "kwargs"}):
         return arguments
     call_id = normalized.tool_call_id or find_call_id(normalized.output)
     if call_id and call_id in index.arguments_by_id:

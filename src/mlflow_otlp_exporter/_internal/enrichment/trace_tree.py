@@ -87,9 +87,9 @@ class TraceTree:
         nearest: dict[int, TreeSpan] = {}
         for level in self.levels:
             for span in level:
-                match = span if is_match(span) else nearest.get(span.span_id)
-                if match is not None:
-                    nearest.update((child.span_id, match) for child in self._children.get(span.span_id, ()))
+                children = self._children.get(span.span_id)
+                if children and (match := span if is_match(span) else nearest.get(span.span_id)) is not None:
+                    nearest.update([(child.span_id, match) for child in children])
         return nearest
 
     def ids_above(self, is_match: Callable[[TreeSpan], bool]) -> set[int]:
@@ -123,9 +123,10 @@ def propagate(tree: TraceTree) -> None:
 
 def _mark_tool_layers(tree: TraceTree) -> None:
     """Leave one TOOL span of a tool call that several layers report, such as FastMCP's client and server."""
+    if not any(span.kind is Kind.TOOL and tree.children(span) for span in tree.spans.values()):
+        return
     above = tree.nearest_above(lambda span: span.kind is Kind.TOOL)
-    spans = (span for level in reversed(tree.levels) for span in level)  # content moves up layer by layer
-    for span in spans if above else ():
+    for span in (span for level in reversed(tree.levels) for span in level):  # content moves up layer by layer
         outer = above.get(span.span_id)
         if span.kind is not Kind.TOOL or not isinstance(span, SpanState) or not isinstance(outer, SpanState):
             continue
@@ -184,7 +185,7 @@ def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:
 def _share_tools(tree: TraceTree) -> None:
     """Give model spans without tools those of their agent, or of the tool spans whose nearest agent is the same."""
     models = [span for span in tree.current.values() if span.kind in MODEL_KINDS and not span.normalized.tools]
-    if not models:
+    if not models or not any(span.tools for span in tree.spans.values()):
         return
     agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
     tools_by_agent: dict[int, dict[str, ToolDefinition]] = {}

@@ -9,7 +9,8 @@ from typing import Any
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
 
 # No convention has larger JSON text; parsing it would take milliseconds.
-_MAX_JSON_LENGTH = 4 * 1024 * 1024
+MAX_JSON_LENGTH = 4 * 1024 * 1024
+JSON_STARTS = ('"', "{", "[")
 _MAX_REPR_LENGTH = 20_000
 _ESCAPE = r"\\[\\'\"abfnrtvxuUN0-7]"
 _MAX_DEPTH = 40
@@ -19,7 +20,7 @@ _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
     """The kind for a name that a convention writes; LiteLLM writes that of a function, such as `acompletion`."""
-    word = name.strip().lower().replace(" ", "_") if isinstance(name, str) else ""
+    word = (name if name in kinds else name.strip().lower().replace(" ", "_")) if isinstance(name, str) else ""
     return kinds.get(word) or kinds.get(word.removeprefix("a"))
 
 
@@ -30,7 +31,7 @@ def parse_structured(value: Any) -> Any:
     """
     if isinstance(value, str):
         stripped = value.lstrip()
-        if stripped[:1] not in ("{", "[") or len(value) > _MAX_JSON_LENGTH:
+        if stripped[:1] not in ("{", "[") or len(value) > MAX_JSON_LENGTH:
             return None
         try:
             return json.loads(stripped)
@@ -75,7 +76,7 @@ def parse_objects(value: Any) -> list[dict[str, Any]]:
 
 def decode_json(value: Any) -> Any:
     """Decode JSON text of any kind, a quoted string included; any other value stays as it is."""
-    if isinstance(value, str) and value[:1] in ('"', "{", "[") and len(value) <= _MAX_JSON_LENGTH:
+    if isinstance(value, str) and value[:1] in JSON_STARTS and len(value) <= MAX_JSON_LENGTH:
         try:
             return json.loads(value)
         except (ValueError, RecursionError):

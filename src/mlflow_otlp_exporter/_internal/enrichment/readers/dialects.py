@@ -63,10 +63,8 @@ LANGSMITH = Dialect(
 )
 
 _HAYSTACK_SPANS = {
-    "haystack.pipeline.run": Kind.CHAIN,
-    "haystack.async_pipeline.run": Kind.CHAIN,
+    **dict.fromkeys(("haystack.pipeline.run", "haystack.async_pipeline.run", "haystack.agent.step"), Kind.CHAIN),
     "haystack.agent.run": Kind.AGENT,
-    "haystack.agent.step": Kind.CHAIN,
     "haystack.agent.step.llm": Kind.CHAT_MODEL,
     "haystack.agent.step.tool": Kind.TOOL,
 }
@@ -114,11 +112,7 @@ LAMINAR = Dialect(
     "Laminar",
     frozenset({"lmnr"}),
     {"kind": ("lmnr.span.type",), "input": ("lmnr.span.input",), "output": ("lmnr.span.output",)},
-    {
-        "executor": Kind.CHAIN,
-        "evaluation": Kind.CHAIN,
-        "human_evaluator": Kind.EVALUATOR,
-    },
+    {"executor": Kind.CHAIN, "evaluation": Kind.CHAIN, "human_evaluator": Kind.EVALUATOR},
     ("lmnr.association.properties.metadata.", "lmnr.association.properties."),
     frozenset({"trace_type", "tracing_level"}),
 )
@@ -133,9 +127,7 @@ NEMO = Dialect(
         "session": ("nat.conversation.id", "aiq.conversation.id"),
         "user": ("nat.user.id",),
     },
-    {
-        "function": Kind.CHAIN,
-    },
+    {"function": Kind.CHAIN},
 )
 PIPECAT = Dialect(
     "Pipecat",
@@ -339,11 +331,7 @@ VOLTAGENT = Dialect(
         "user": ("user.id",),
         "agent_name": ("entity.name",),
     },
-    {
-        "llm": Kind.CHAT_MODEL,
-        "workflow-step": Kind.TASK,
-        "middleware": Kind.CHAIN,
-    },
+    {"llm": Kind.CHAT_MODEL, "workflow-step": Kind.TASK, "middleware": Kind.CHAIN},
     complete=_complete_voltagent,
 )
 
@@ -386,12 +374,7 @@ SPRING_AI = Dialect(
         "tool_call_id": ("spring.ai.tool.call.id",),
         "session": ("spring.ai.chat.client.conversation.id",),
     },
-    {
-        "chat_client": Kind.AGENT,
-        "advisor": Kind.CHAIN,
-        "tool_call": Kind.TOOL,
-        "vector_store": Kind.RETRIEVER,
-    },
+    {"chat_client": Kind.AGENT, "advisor": Kind.CHAIN, "tool_call": Kind.TOOL, "vector_store": Kind.RETRIEVER},
     complete=_complete_spring,
 )
 

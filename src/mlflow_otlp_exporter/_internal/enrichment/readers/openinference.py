@@ -1,7 +1,8 @@
 """OpenInference's semantic conventions (openinference-semantic-conventions 0.1)."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from openinference.semconv.trace import DocumentAttributes, RerankerAttributes, SpanAttributes
 
@@ -34,21 +35,20 @@ from mlflow_otlp_exporter._internal.enrichment.values import (
     select_text,
 )
 
-_TOOLS = SpanAttributes.LLM_TOOLS + "."
 _GROUP_NAMES = frozenset(
     {"input_messages", "output_messages", "tools", "prompts", "choices", "token_count", "cost"}
     | {"documents", "input_documents", "output_documents", "embeddings"}
 )
-_FlatKey = tuple[str, str, str]
-COUNT_KEYS = (
-    SpanAttributes.LLM_TOKEN_COUNT_PROMPT,
-    SpanAttributes.LLM_TOKEN_COUNT_COMPLETION,
-    SpanAttributes.LLM_TOKEN_COUNT_TOTAL,
-    SpanAttributes.LLM_TOKEN_COUNT_PROMPT_DETAILS_CACHE_READ,
-    SpanAttributes.LLM_TOKEN_COUNT_PROMPT_DETAILS_CACHE_WRITE,
-    SpanAttributes.LLM_TOKEN_COUNT_COMPLETION_DETAILS_REASONING,
-    SpanAttributes.LLM_TOKEN_COUNT_PROMPT_DETAILS_AUDIO,
-    SpanAttributes.LLM_TOKEN_COUNT_COMPLETION_DETAILS_AUDIO,
+_CONVERSATION_KINDS = frozenset({Kind.LLM, Kind.AGENT, Kind.CHAIN, None})
+_INPUT, _OUTPUT, _PARAMETERS = "input.value", "output.value", SpanAttributes.LLM_INVOCATION_PARAMETERS
+_EMBEDDING_PARAMETERS, _TOP_K = SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS, RerankerAttributes.RERANKER_TOP_K
+_Value = TypeVar("_Value")
+COUNT_KEYS = tuple(
+    f"llm.token_count.{count}"
+    for count in (
+        *("prompt", "completion", "total", "prompt_details.cache_read", "prompt_details.cache_write"),
+        *("completion_details.reasoning", "prompt_details.audio", "completion_details.audio"),
+    )
 )
 # LangGraph writes its configuration as metadata.
 _SESSION_KEYS = ("session_id", "thread_id")
@@ -73,46 +73,52 @@ _TEXT_FIELDS = (
 _COST_KEYS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 
 
+class _Plan(NamedTuple):
+    """What the keys of attributes tell."""
+
+    texts: list[tuple[str, str]]  # key, field
+    fields: list[tuple[str, Callable[[Mapping[str, Any]], Any]]]  # field, reader
+    groups: Mapping[str, list[tuple[str, str, str]]]  # flattened attributes: key, index, remaining path
+    # The keys of role and content by message, if all messages have a content and no other field.
+    pairs: Mapping[str, list[tuple[str | None, str]]]
+    has_messages: bool
+
+
 def read(span: SpanView) -> NormalizedSpan | None:
     attributes = span.attributes
+    plan = _make_plan(tuple(attributes))
     kind = parse_kind(attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND), OPENINFERENCE_KINDS)
-    groups = _group_keys(tuple(attributes))
-    input_messages, output_messages, covered_keys = _read_all_messages(attributes, kind, groups)
-    texts: dict[str, Any] = {}
-    for key, field, _ in groups["texts"]:
+    request, response = attributes.get(_INPUT), attributes.get(_OUTPUT)
+    fields: dict[str, Any] = {"kind": kind, "input": request, "output": response}
+    for key, field in plan.texts:
         text = attributes[key]
-        if isinstance(text, str) and text and field not in texts:
-            texts[field] = text
-    if "response_model" not in texts and kind in (Kind.LLM, Kind.EMBEDDING):
-        texts["response_model"] = _read_parameter_model(attributes)
-    metadata = parse_structured(attributes[SpanAttributes.METADATA]) if SpanAttributes.METADATA in attributes else None
-    if isinstance(metadata, dict):
-        texts.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
-        texts.setdefault("user", select_text(metadata.get("user_id")))
-    parameters = attributes.get(SpanAttributes.LLM_INVOCATION_PARAMETERS) if kind is Kind.LLM else None
-    parameters = parse_structured(parameters)
-    return NormalizedSpan(
-        kind=kind,
-        input_messages=input_messages,
-        output_messages=output_messages,
-        input=attributes.get(SpanAttributes.INPUT_VALUE),
-        output=attributes.get(SpanAttributes.OUTPUT_VALUE),
-        tools=_read_tools(attributes, kind, groups),
-        documents=_read_documents(attributes, groups, kind),
-        input_documents=read_documents(unflatten(attributes, RerankerAttributes.RERANKER_INPUT_DOCUMENTS + "."))
-        if "input_documents" in groups
-        else None,
-        top_k=parse_int(attributes.get(RerankerAttributes.RERANKER_TOP_K)),
-        embedded_texts=_read_texts(attributes, groups, "embeddings", "embedding.embeddings.", "embedding"),
-        usage=_read_usage(attributes) if "token_count" in groups else None,
-        cost=_read_cost(attributes) if "cost" in groups else None,
-        invocation_parameters=parameters if isinstance(parameters, dict) else None,
-        prompt=read_prompt(attributes, "prompt.version", "prompt.id", "prompt.name"),
-        tags=parse_texts(attributes[SpanAttributes.TAG_TAGS]) if SpanAttributes.TAG_TAGS in attributes else None,
-        metadata=metadata if isinstance(metadata, dict) else None,
-        covered_keys=covered_keys,
-        **texts,
-    )
+        if isinstance(text, str) and text and field not in fields:
+            fields[field] = text
+    for field, read_field in plan.fields:
+        fields[field] = read_field(attributes)
+    if metadata := fields.get("metadata"):
+        fields.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
+        fields.setdefault("user", select_text(metadata.get("user_id")))
+    if plan.has_messages or (kind in _CONVERSATION_KINDS and (request or response)):
+        _read_all_messages(attributes, kind, plan, fields)
+    if kind is Kind.LLM:
+        fields["invocation_parameters"] = _parse_object(attributes.get(_PARAMETERS))
+        if not fields.get("tools"):
+            fields["tools"] = _find_in_holders(attributes, (_PARAMETERS, _INPUT), '"tools"', find_tools)
+        if fields.get("input_messages") or fields.get("output_messages"):
+            fields["kind"] = Kind.CHAT_MODEL
+    elif kind is Kind.RETRIEVER and "documents" not in fields and response:
+        value = parse_structured(response)
+        fields["documents"] = read_documents(value.get("documents") if isinstance(value, dict) else value)
+    if "response_model" not in fields and kind in (Kind.LLM, Kind.EMBEDDING):
+        # The model of a failed call is only among the parameters.
+        fields["response_model"] = _find_in_holders(
+            attributes,
+            (_PARAMETERS, _EMBEDDING_PARAMETERS, _INPUT),
+            '"model',
+            lambda holder: select_text(holder.get("model"), holder.get("model_name")),
+        )
+    return NormalizedSpan(**fields)
 
 
 def read_crewai(span: SpanView) -> NormalizedSpan | None:
@@ -144,34 +150,37 @@ def read_litellm_traffic(span: SpanView) -> NormalizedSpan | None:
 
 
 @cache_by_keys
-def _group_keys(keys: tuple[str, ...]) -> Mapping[str, list[_FlatKey]]:
-    """Flattened attributes by group, collected in one pass: key, index, remaining path; `texts`: key, field."""
-    key_set = set(keys)
-    groups: dict[str, list[_FlatKey]] = {"texts": [(key, field, "") for key, field in _TEXT_FIELDS if key in key_set]}
+def _make_plan(keys: tuple[str, ...]) -> _Plan:
+    groups: dict[str, list[tuple[str, str, str]]] = {}
     for key in keys:
         segments = key.split(".", 3)
         if len(segments) > 2 and segments[1] in _GROUP_NAMES:
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
+    pairs = {}
     for name in ("input_messages", "output_messages"):
         flat_keys = groups.get(name, ())
         roles = {index: key for key, index, path in flat_keys if path == "message.role"}
         contents = {index: key for key, index, path in flat_keys if path == "message.content"}
-        # The keys of role and content by message, if all messages have a content and no other field.
-        if flat_keys and len(roles) + len(contents) == len(flat_keys) and contents.keys() >= roles.keys():
-            groups[f"{name}."] = [
-                (roles.get(index, ""), contents[index], "") for index in sorted(contents, key=index_order)
-            ]
-    return groups
+        is_plain = len(roles) + len(contents) == len(flat_keys) and contents.keys() >= roles.keys()
+        pairs[name] = [(roles.get(index), contents[index]) for index in sorted(contents, key=index_order) if is_plain]
+    names = {*keys, *[f"{group}." for group in groups]}
+    return _Plan(
+        [(key, field) for key, field in _TEXT_FIELDS if key in names],
+        [(field, read_field) for name, field, read_field in _FIELD_READERS if name in names],
+        groups,
+        pairs,
+        not groups.keys().isdisjoint(("input_messages", "output_messages", "prompts", "choices")),
+    )
 
 
 def _read_flat_messages(
-    attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], group: str, default_role: str
+    attributes: Mapping[str, Any], plan: _Plan, group: str, default_role: str
 ) -> tuple[Message, ...] | None:
     """Messages from flattened attributes; those of nothing but texts, nearly all, skip the general parser."""
-    if group not in groups:
+    if group not in plan.groups:
         return None
     messages: list[Message] = []
-    for role_key, content_key, _ in groups.get(f"{group}.", ()):
+    for role_key, content_key in plan.pairs[group]:
         content, source_role = attributes[content_key], attributes[role_key] if role_key else None
         role = ROLES.get(source_role) if isinstance(source_role, str) else default_role
         role = role or normalize_role(source_role, default_role)
@@ -182,7 +191,7 @@ def _read_flat_messages(
         if messages:
             return tuple(messages)
     items: dict[str, dict[str, Any]] = {}
-    for key, index, path in groups.get(group, ()):
+    for key, index, path in plan.groups[group]:
         items.setdefault(index, {})[path] = attributes[key]
     for item in items.values():
         item.update({path: item.pop(path, None) for path in ("message.role", "message.content")})
@@ -192,69 +201,49 @@ def _read_flat_messages(
     return merge_messages(messages) if has_content(messages) else None
 
 
-def _read_all_messages(
-    attributes: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_FlatKey]]
-) -> tuple[tuple[Message, ...] | None, tuple[Message, ...] | None, tuple[str, ...]]:
-    """Input and output messages, and the keys of attributes that they cover."""
-    input_messages = _read_flat_messages(attributes, groups, "input_messages", "user")
-    output_messages = _read_flat_messages(attributes, groups, "output_messages", "assistant")
-    covered_keys = [key for key, _, _ in groups["input_messages"]] if input_messages else []
-    covered_keys += [key for key, _, _ in groups["output_messages"]] if output_messages else ()
-    if input_messages is None:
-        prompts = _read_texts(attributes, groups, "prompts", SpanAttributes.LLM_PROMPTS + ".", "prompt")
+def _read_all_messages(attributes: Mapping[str, Any], kind: Kind | None, plan: _Plan, fields: dict[str, Any]) -> None:
+    """Set input and output messages, and the keys of attributes that they cover."""
+    input_messages = _read_flat_messages(attributes, plan, "input_messages", "user")
+    output_messages = _read_flat_messages(attributes, plan, "output_messages", "assistant")
+    covered_keys = [key for key, _, _ in plan.groups["input_messages"]] if input_messages else []
+    covered_keys += [key for key, _, _ in plan.groups["output_messages"]] if output_messages else ()
+    if input_messages is None and "prompts" in plan.groups:
+        prompts = _read_texts(attributes, SpanAttributes.LLM_PROMPTS + ".", "prompt")
         input_messages = tuple(Message("user", (Part("text", text),)) for text in prompts or ()) or None
-    if output_messages is None:
-        completions = _read_texts(attributes, groups, "choices", "llm.choices.", "completion")
+    if output_messages is None and "choices" in plan.groups:
+        completions = _read_texts(attributes, "llm.choices.", "completion")
         output_messages = tuple(Message("assistant", (Part("text", text),)) for text in completions or ()) or None
-    request = attributes.get(SpanAttributes.INPUT_VALUE)
+    request, response = fields["input"], fields["output"]
     if kind is Kind.LLM and input_messages and isinstance(request, str) and '"system":' in request:
         # Anthropic's and Bedrock's instructions stand beside the messages.
         input_messages = add_system_message(parse_structured(request), input_messages)
-    if kind in (Kind.LLM, Kind.AGENT, Kind.CHAIN, None):
-        if input_messages is None or kind is not Kind.LLM:
-            input_messages = (request and read_request(request, is_model=kind in MODEL_KINDS)) or input_messages
-        if output_messages is None or kind is not Kind.LLM:
-            response = attributes.get(SpanAttributes.OUTPUT_VALUE)
-            output_messages = (response and read_response(response, is_model=kind in MODEL_KINDS)) or output_messages
-    return input_messages, output_messages, tuple(covered_keys)
+    if kind in _CONVERSATION_KINDS:
+        if request and (input_messages is None or kind is not Kind.LLM):
+            input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
+        if response and (output_messages is None or kind is not Kind.LLM):
+            output_messages = read_response(response, is_model=kind in MODEL_KINDS) or output_messages
+    fields.update(input_messages=input_messages, output_messages=output_messages, covered_keys=tuple(covered_keys))
 
 
-def _read_tools(
-    attributes: Mapping[str, Any], kind: Kind | None, groups: Mapping[str, list[_FlatKey]]
-) -> tuple[ToolDefinition, ...] | None:
-    if "tools" in groups:
-        entries = unflatten(attributes, _TOOLS)
-        schemas = [entry.get("tool", {}).get("json_schema") for entry in entries if isinstance(entry, dict)]
-        tools = read_tools([schema for schema in schemas if schema])
-        if tools:
-            return tools
-    if kind is not Kind.LLM:
-        return None
-    keys = (SpanAttributes.LLM_INVOCATION_PARAMETERS, SpanAttributes.INPUT_VALUE)
-    return next(filter(None, map(find_tools, _parse_holders(attributes, keys, '"tools"'))), None)
+def _read_flat_tools(attributes: Mapping[str, Any]) -> tuple[ToolDefinition, ...] | None:
+    entries = unflatten(attributes, SpanAttributes.LLM_TOOLS + ".")
+    schemas = [entry.get("tool", {}).get("json_schema") for entry in entries if isinstance(entry, dict)]
+    return read_tools([schema for schema in schemas if schema])
 
 
-def _parse_holders(attributes: Mapping[str, Any], keys: Iterable[str], mark: str) -> Iterator[dict[str, Any]]:
-    """The objects in attributes; JSON text only if it contains the mark."""
-    for key in keys:
-        value = attributes.get(key)
-        if value is not None and (not isinstance(value, str) or mark in value):
-            holder = parse_structured(value)
-            if isinstance(holder, dict):
-                yield holder
-
-
-def _read_documents(
-    attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], kind: Kind | None
-) -> tuple[Document, ...] | None:
-    if "documents" in groups:
-        return read_documents(unflatten(attributes, SpanAttributes.RETRIEVAL_DOCUMENTS + "."))
-    if "output_documents" in groups:
-        return read_documents(unflatten(attributes, RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS + "."))
-    if kind is Kind.RETRIEVER:
-        value = parse_structured(attributes.get(SpanAttributes.OUTPUT_VALUE))
-        return read_documents(value.get("documents") if isinstance(value, dict) else value)
+def _find_in_holders(
+    attributes: Mapping[str, Any], keys: Iterable[str], mark: str, find: Callable[[dict[str, Any]], _Value | None]
+) -> _Value | None:
+    """The first result from the objects in attributes; JSON text is parsed only if it contains the mark."""
+    for value in map(attributes.get, keys):
+        holder = _parse_object(value) if not isinstance(value, str) or mark in value else None
+        if holder is not None and (result := find(holder)):
+            return result
     return None
+
+
+def _read_flat_documents(prefix: str, attributes: Mapping[str, Any]) -> tuple[Document, ...] | None:
+    return read_documents(unflatten(attributes, prefix + "."))
 
 
 def read_documents(value: Any) -> tuple[Document, ...] | None:
@@ -296,19 +285,15 @@ def _read_parts(parts: Any) -> str | None:
     return "\n".join(texts) or None
 
 
-def _read_texts(
-    attributes: Mapping[str, Any], groups: Mapping[str, list[_FlatKey]], group: str, prefix: str, name: str
-) -> tuple[str, ...] | None:
+def _read_texts(attributes: Mapping[str, Any], prefix: str, name: str) -> tuple[str, ...] | None:
     """The texts of flattened objects below a prefix: `PREFIX.0.NAME.text` and so on."""
-    if group not in groups:
-        return None
     entries = unflatten(attributes, prefix)
     texts = [entry.get(name, {}).get("text") for entry in entries if isinstance(entry, dict)]
     return tuple(text for text in texts if isinstance(text, str)) or None
 
 
 def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
-    usage = Usage(*(parse_int(attributes.get(key)) for key in COUNT_KEYS))
+    usage = Usage(*[parse_int(attributes[key]) if key in attributes else None for key in COUNT_KEYS])
     return usage if usage.input is not None or usage.output is not None or usage.total is not None else None
 
 
@@ -317,17 +302,33 @@ def _read_cost(attributes: Mapping[str, Any]) -> Cost | None:
     return cost if any(cost) else None
 
 
-def _read_parameter_model(attributes: Mapping[str, Any]) -> str | None:
-    """The model of a failed call is only among the parameters."""
-    keys = (
-        SpanAttributes.LLM_INVOCATION_PARAMETERS,
-        SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS,
-        SpanAttributes.INPUT_VALUE,
-    )
-    holders = _parse_holders(attributes, keys, '"model')
-    return next(filter(None, (select_text(holder.get("model"), holder.get("model_name")) for holder in holders)), None)
+def _parse_object(value: Any) -> dict[str, Any] | None:
+    parsed = parse_structured(value)
+    return parsed if isinstance(parsed, dict) else None
 
 
 def read_prompt(attributes: Mapping[str, Any], version_key: str, *name_keys: str) -> Prompt | None:
     name = select_text(*map(attributes.get, name_keys))
     return Prompt(name, str(attributes.get(version_key) or "")) if name else None
+
+
+def _read_prompt(attributes: Mapping[str, Any]) -> Prompt | None:
+    return read_prompt(attributes, "prompt.version", "prompt.id", "prompt.name")
+
+
+# Fields that are parsed, or read from several attributes: a key, or a group with a dot, that must be there, field,
+# reader. Of several for one field, the last counts.
+_FIELD_READERS: tuple[tuple[str, str, Callable[[Mapping[str, Any]], Any]], ...] = (
+    ("token_count.", "usage", _read_usage),
+    ("cost.", "cost", _read_cost),
+    ("tools.", "tools", _read_flat_tools),
+    ("metadata", "metadata", lambda attributes: _parse_object(attributes["metadata"])),
+    (SpanAttributes.TAG_TAGS, "tags", lambda attributes: parse_texts(attributes[SpanAttributes.TAG_TAGS])),
+    ("prompt.id", "prompt", _read_prompt),
+    ("prompt.name", "prompt", _read_prompt),
+    ("embeddings.", "embedded_texts", lambda attributes: _read_texts(attributes, "embedding.embeddings.", "embedding")),
+    (_TOP_K, "top_k", lambda attributes: parse_int(attributes[_TOP_K])),
+    ("input_documents.", "input_documents", partial(_read_flat_documents, RerankerAttributes.RERANKER_INPUT_DOCUMENTS)),
+    ("output_documents.", "documents", partial(_read_flat_documents, RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS)),
+    ("documents.", "documents", partial(_read_flat_documents, SpanAttributes.RETRIEVAL_DOCUMENTS)),
+)

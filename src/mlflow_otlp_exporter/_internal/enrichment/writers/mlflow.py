@@ -19,6 +19,7 @@ from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
+from mlflow_otlp_exporter._internal.enrichment.writers.openinference import has_all_counts
 from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text, quote_texts
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
@@ -43,7 +44,7 @@ _IGNORED_PARAMETERS = frozenset(
 # As in MLflow's SDK: the console's filter can hide all other spans, because a span without a level counts as DEBUG.
 _INFO_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
 _LEVEL_INFO, _LEVEL_ERROR = 20, 40
-_MESSAGE_STARTS = {role: f'{{"role": "{role}", "content": "'.encode() for role in ("system", "user", "assistant")}
+_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
 _MIN_ENCODED_LENGTH = 2000
 _PRICED_KINDS = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
 
@@ -67,14 +68,17 @@ def write(span: SpanState) -> dict[str, Any]:
             attributes[INPUTS] = to_json({"input": list(normalized.embedded_texts)})
     else:
         _write_input_output(span, attributes)
-    if normalized.usage is not None and span.counts_usage:
-        _write_usage(normalized.usage, attributes)
+    usage = normalized.usage if span.counts_usage else None
+    # Every MLflow reads OpenInference's counts. 3.6 misreads this attribute, and then reads no other.
+    if usage is not None and (USAGE in span.attributes or not has_all_counts(usage, span.attributes)):
+        _write_usage(usage, attributes)
     if kind in _PRICED_KINDS:
         _write_model(normalized, attributes)
     # MLflow 3.18 prices no agent by its tokens, but accepts a cost that the source states.
-    cost = normalized.cost if span.counts_usage and kind in (*_PRICED_KINDS, Kind.AGENT) else None
-    if cost is not None and (costs := _complete_cost(cost, normalized.usage)):
-        attributes[COST] = to_json(costs)
+    if normalized.cost is not None and span.counts_usage and (kind in _PRICED_KINDS or kind is Kind.AGENT):
+        costs = _complete_cost(normalized.cost, normalized.usage)
+        if costs:
+            attributes[COST] = to_json(costs)
     if span.is_local_root:
         _write_trace(span, attributes)
     return attributes
@@ -104,7 +108,7 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
     elif normalized.input is not None and not isinstance(normalized.input, str):
         attributes[INPUTS] = to_json(normalized.input)
     if output_messages:
-        attributes[OUTPUTS] = to_json(_build_choices(output_messages, normalized.finish_reason))
+        attributes[OUTPUTS] = _encode_choices(output_messages, normalized.finish_reason)
     elif input_messages:
         # The console displays no chat if the outputs are missing, for example after a failed call.
         attributes[MESSAGES] = to_json([_build_message(message) for message in input_messages])
@@ -114,35 +118,54 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
 
 def _encode_request(messages: Sequence[Message], fields: Mapping[str, Any]) -> str | bytes:
     """A request as JSON text; in UTF-8 if it is long, which takes half the time."""
-    items = [_build_message(message) for message in messages]
-    # By index, the texts of messages with nothing but a role and a text.
-    texts = {
-        index: item["content"]
-        for index, item in enumerate(items)
-        if len(item) == 2 and isinstance(item["content"], str)
-    }
-    if sum(map(len, texts.values())) >= _MIN_ENCODED_LENGTH:
+    texts = [_read_plain_text(message) for message in messages]
+    end = to_json(fields)
+    end = f"], {end[1:]}" if fields else "]}"
+    plain_texts = [text for text in texts if text is not None]
+    if sum(map(len, plain_texts)) >= _MIN_ENCODED_LENGTH:
         with suppress(UnicodeEncodeError):
-            quoted = iter(quote_texts(list(texts.values())))
+            quoted = iter(quote_texts(plain_texts))
             encoded = [
-                _MESSAGE_STARTS[item["role"]] + next(quoted) + b'"}' if index in texts else to_json(item).encode()
-                for index, item in enumerate(items)
+                _encode_message(message, None).encode()
+                if text is None
+                else b'{"role": "%b", "content": "%b"}' % (message.role.encode(), next(quoted))
+                for message, text in zip(messages, texts, strict=True)
             ]
-            end = (f", {to_json(fields)[1:]}" if fields else "}").encode()
-            return Utf8Text(b'{"messages": [' + b", ".join(encoded) + b"]" + end)
-    return to_json({"messages": items, **fields})
+            return Utf8Text(b'{"messages": [' + b", ".join(encoded) + end.encode())
+    return '{"messages": [' + ", ".join(map(_encode_message, messages, texts)) + end
+
+
+def _encode_choices(messages: Sequence[Message], reason: str | None) -> str:
+    end = f', "finish_reason": {to_json(reason)}}}' if reason else "}"
+    choices = [
+        f'{{"index": {index}, "message": {_encode_message(message, _read_plain_text(message))}{end}'
+        for index, message in enumerate(messages)
+    ]
+    return f'{{"choices": [{", ".join(choices)}]}}'
+
+
+def _encode_message(message: Message, text: str | None) -> str:
+    """A message as JSON text; `text` is its content if it has no other."""
+    if text is None:
+        return to_json(_build_message(message))
+    return f'{{"role": "{message.role}", "content": {to_json(text)}}}'
+
+
+def _read_plain_text(message: Message) -> str | None:
+    """The content of a message with nothing but a role and a text."""
+    role, parts, tool_calls, _, name, reasoning = message
+    if role not in _PLAIN_ROLES or tool_calls or name or reasoning:
+        return None
+    if len(parts) == 1 and parts[0].kind == "text":
+        return parts[0].text
+    content = _build_content(message)
+    return content if isinstance(content, str) else None
 
 
 def _collect_files(messages: Sequence[Message]) -> list[str]:
     """References to uploaded files that a chat cannot display: neither images nor audio in a known format."""
-    parts = [part for message in messages for part in message.parts if part.url.startswith(ATTACHMENT)]
+    parts = [part for message in messages for part in message.parts if part.url and part.url.startswith(ATTACHMENT)]
     return list(dict.fromkeys([part.url for part in parts if _build_content_part(part)["type"] == "text"]))
-
-
-def _build_choices(messages: Sequence[Message], reason: str | None) -> dict[str, Any]:
-    shared = {"finish_reason": reason} if reason else {}
-    choices = [{"index": index, "message": _build_message(message), **shared} for index, message in enumerate(messages)]
-    return {"choices": choices}
 
 
 def _build_tool(name: str, description: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -247,7 +270,7 @@ def _write_input_output(span: SpanState, attributes: dict[str, Any]) -> None:
         choices: dict[str, Any] = {"choices": [{"index": 0, "message": answer}]}
         attributes[OUTPUTS] = to_json(choices | read_other_fields(normalized.output, span.answer))
     elif normalized.output_messages and not has_preview:
-        attributes[OUTPUTS] = to_json(_build_choices(normalized.output_messages, normalized.finish_reason))
+        attributes[OUTPUTS] = _encode_choices(normalized.output_messages, normalized.finish_reason)
     elif normalized.output is not None and not is_repr(normalized.output):
         _write_value(OUTPUTS, normalized.output, span.attributes.get("output.value"), attributes)
     if span.kind is Kind.AGENT and normalized.transcript and not has_preview:

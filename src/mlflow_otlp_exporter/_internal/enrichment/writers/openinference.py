@@ -45,7 +45,7 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
     if normalized.agent_name:
         attributes["agent.name"] = normalized.agent_name
     _write_model(normalized, kind, attributes)
-    if normalized.usage is not None and span.counts_usage and not any(key in own for key in COUNT_KEYS):
+    if normalized.usage is not None and span.counts_usage and own.keys().isdisjoint(COUNT_KEYS):
         counts = normalized.usage
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
