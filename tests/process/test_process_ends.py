@@ -345,3 +345,54 @@ def test_exit_without_spool_counts_the_time_of_a_flush(
     assert float(output) < max_seconds, errors
     assert "Spans dropped: not delivered before shutdown" in errors
     assert "did not answer in time" in errors
+
+
+SEND = f"{START}telemetry = configure(auto_instrument=False)\n{WORK}work('a')\n"
+QUEUED = (
+    "Spans are queued on disk: not delivered before shutdown. The next run sends them; `mlflow-otlp spool flush` sends"
+)
+
+
+def test_end_without_an_answer_says_once_that_spans_are_on_disk(scripted_server: ScriptedServer) -> None:
+    hold = threading.Event()
+    scripted_server.answer(Answer(200, hold=hold))
+    for run in (1, 2):
+        status, errors = end(start(scripted_server, SEND))
+        assert (status, errors.count(QUEUED), errors.count("[1 span] [MLO-512]")) == (0, 1, 1), errors
+        assert spooled_span_count() == run
+    hold.set()
+
+
+def test_end_with_a_slow_server_says_once_that_spans_are_on_disk(scripted_server: ScriptedServer) -> None:
+    """The lookup of the experiment leaves too little time for the request with the spans."""
+    experiment = b'{"experiment": {"experiment_id": "1", "name": "agents", "lifecycle_stage": "active"}}'
+    path = "/api/2.0/mlflow/experiments/get-by-name"
+    scripted_server.answer(
+        Answer(200, headers={"Content-Type": "application/json"}, body=experiment, delay=1.5), path=path
+    )
+    scripted_server.answer(Answer(200, delay=60.0))
+    code = SEND.replace("configure(", "configure(experiment='agents', experiment_id=None, ")
+    status, errors = end(start(scripted_server, code))
+    assert (status, errors.count("queued on disk"), errors.count("[1 span]")) == (0, 1, 1), errors
+    assert len(scripted_server.to(path)) == 1
+
+
+def test_end_after_delivery_says_nothing(scripted_server: ScriptedServer) -> None:
+    assert end(start(scripted_server, SEND)) == (0, "")
+
+
+def test_end_after_a_logged_outage_does_not_repeat_that_spans_are_on_disk(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Answer(503))
+    _, errors = end(start(scripted_server, SEND))
+    assert errors.count("queued on disk") == 1, errors
+
+
+def test_message_of_an_outage_counts_only_spans_of_this_run(scripted_server: ScriptedServer) -> None:
+    scripted_server.answer(Answer(503))
+    end(start(scripted_server, f"{SEND}work('b')\nwork('c')\n"))
+    assert spooled_span_count() == 3
+    _, errors = end(start(scripted_server, f"{SEND}telemetry.flush()\n"))
+    own = [line for line in errors.splitlines() if "queued on disk: " in line]
+    leftover = [line for line in errors.splitlines() if "queued on disk (left by an earlier run): " in line]
+    assert [line.rpartition(" [MLO")[0].rpartition("[")[2] for line in own] == ["1 span]"], errors
+    assert all("[3 spans]" in line for line in leftover), errors

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,20 @@ def test_lines_in_a_terminal_are_target_experiment_and_first_trace(endpoint: Rec
 
 def test_lines_of_a_program_that_ends_at_once_have_the_links(endpoint: RecordingEndpoint) -> None:
     assert re.fullmatch((FIRST_LINE + LINKS).format(url=re.escape(endpoint.url)), run(endpoint, APP))
+
+
+def test_links_are_those_of_the_apps_own_trace_if_spans_of_another_run_are_sent_first(
+    endpoint: RecordingEndpoint, tmp_path: Path
+) -> None:
+    variables = {"MLFLOW_OTLP_SPOOL": "true", "MLFLOW_OTLP_SPOOL_DIR": str(tmp_path)}
+    endpoint.status = 503
+    run(endpoint, APP.replace("agents", "others"), is_terminal=False, **variables)
+    assert list(tmp_path.glob("*/*.otlp"))
+    endpoint.status = 200
+    code = APP.replace("with span", "while not telemetry.stats().delivered: pass\nwith span")
+    code += "    print('Own trace:', telemetry.trace_url(check=False), file=sys.stderr)\n"
+    output = run(endpoint, code, **variables)
+    assert output.partition("Own trace: ")[2].split()[0] in output.partition("First trace: ")[2]
 
 
 def test_nothing_is_printed_in_a_terminal_of_ci_or_a_pod(endpoint: RecordingEndpoint) -> None:

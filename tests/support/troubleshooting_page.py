@@ -378,7 +378,10 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.NOT_DELIVERED: Entry(
-        ("Spans dropped: not delivered before shutdown",),
+        (
+            "Spans dropped: not delivered before shutdown",
+            "Spans are queued on disk: not delivered before shutdown. The next run sends them; ...",
+        ),
         "`configure()` enables the spool by default. In `doctor`, the message is `MLflow does not have the trace`.",
     ),
     MessageCode.AUTHORIZATION_CHECK_FAILED: Entry(

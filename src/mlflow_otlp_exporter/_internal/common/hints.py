@@ -103,8 +103,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.CONNECTION_CLOSED: Hint(
         "The server stopped, the port does not speak HTTP, or it expects TLS, but the address begins with `http://`; "
         "or it expects a client certificate.",
-        "Check the port; if it speaks TLS, set `MLFLOW_TRACKING_URI` to `https://`; if it is a Collector's for gRPC, "
-        "use the one for HTTP, such as `http://collector:4318`.",
+        "Start the server if it was stopped. Check the port: if it speaks TLS, set `MLFLOW_TRACKING_URI` to "
+        "`https://`; if it is a Collector's for gRPC, use the one for HTTP, such as `http://collector:4318`.",
     ),
     MessageCode.RESPONSE_TIMEOUT: Hint(
         "The server is overloaded, its database is locked, or a proxy holds the request.",
@@ -298,9 +298,10 @@ HINTS: Mapping[MessageCode, Hint] = {
         "read (`get`).",
     ),
     MessageCode.NOT_DELIVERED: Hint(
-        "The process ended before the spans were sent, or a Collector accepted them and did not forward them to "
-        "MLflow.",
-        "Enable the spool (`MLFLOW_OTLP_SPOOL=true`), or call `shutdown(timeout)` with more time. Behind a Collector, "
+        "The process ended before the server had answered, as a slow one, or before the spans were sent; or a "
+        "Collector accepted them and did not forward them to MLflow.",
+        "Spans on disk are sent by the next run, or by `mlflow-otlp spool flush`; without a spool, enable it "
+        "(`MLFLOW_OTLP_SPOOL=true`), or call `shutdown(timeout)` with more time. Behind a Collector, "
         "check its exporter, its log, and its headers `x-mlflow-experiment-id` and `x-mlflow-workspace` (`mlflow-otlp "
         "collector-config`).",
     ),

@@ -28,6 +28,10 @@ _MAX_TEXTS = 20
 _VARIABLE_PARTS = r"\b(?:tr-)?[0-9a-f]{16,}\b|\d+"
 _CODE = r" \[MLO-\d+\]$"
 logger = logging.getLogger("mlflow_otlp_exporter")
+_QUEUED = (
+    "Spans are queued on disk: not delivered before shutdown. The next run sends them; `mlflow-otlp spool flush` sends "
+    "them now. [%s] [%s]"
+)
 _exceptions_logged_at: dict[str, float] = {}
 
 
@@ -52,6 +56,7 @@ class _Problem:
     recurred_at: float | None = None
     resolved_at: float | None = None  # None while it lasts
     is_logged = False  # since it began or recurred
+    has_own_spans = False  # whether spans of this exporter wait for its end
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -66,6 +71,7 @@ class ProblemLog:
         self._clock = clock
         self._problems: dict[str, _Problem] = {}
         self._logged_once: set[str] = set()
+        self._is_end_reported = False
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -94,14 +100,25 @@ class ProblemLog:
         if line is not None:
             logger.log(level, "%s", line)
 
-    def report_waiting(self, key: str, message: str, span_count: int) -> None:
-        """Log that `span_count` spans are waiting now, in total."""
+    def report_waiting(self, key: str, message: str, span_count: int, *, is_own: bool = True) -> None:
+        """Log that `span_count` spans are waiting now, in total; `is_own` is false for spans of another run."""
         with self._lock:
             line = self._rate_limited_line(key, self._text(key, message), f"{_format_spans(span_count)} now")
+            self._problems[key].has_own_spans |= is_own
             if line == message:
                 line = _insert_before_code(line, f" [{_format_spans(span_count)}]")
-        if line is not None:
+        if line is not None and not self._is_end_reported:
             logger.error("%s", line)
+
+    def report_queued(self, span_count: int) -> None:
+        """Log at the end that spans stay on disk, unless a line has said so; later lines would repeat it."""
+        with self._lock:
+            problems = list(self._problems.values())
+            is_known = any(problem.has_own_spans and problem.resolved_at is None for problem in problems)
+            if not span_count or is_known or self._is_end_reported:
+                return
+            self._is_end_reported = True
+        logger.warning(_QUEUED, _format_spans(span_count), MessageCode.NOT_DELIVERED)
 
     def _text(self, key: str, message: str) -> _Text:
         """Return the state of a problem's text. Needs the lock."""

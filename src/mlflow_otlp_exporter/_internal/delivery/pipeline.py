@@ -66,10 +66,9 @@ class Pipeline:
         problem_log: ProblemLog | None = None,
     ) -> None:
         self.settings, self.metrics, self.problem_log = settings, metrics, problem_log or ProblemLog()
-        self._clients = build_clients(
+        self._clients = clients = build_clients(
             settings, self.problem_log, session=session, on_endpoint_moved=self._log_endpoint_moved
         )
-        clients = self._clients
         self.otlp_client = clients.otlp
         if metrics is not None:
             metrics.observe(self)
@@ -291,17 +290,20 @@ class Pipeline:
         for destination, encoded in self.batcher.build(spans)[0]:
             if queue is None or not queue.append(destination, encoded, attempted=False, may_have_arrived=False):
                 self.record_dropped(len(encoded), reason, "shutdown")
+            else:
+                self.problem_log.report_queued(len(encoded))
 
     # Called by the retry sender, the spool and its consumer
 
     def _max_request_bytes(self) -> int:
-        limits = [limit for limit in (self.settings.max_request_size, self.retry_sender.max_request_bytes) if limit]
-        return min(limits, default=0)
+        return min(filter(None, (self.settings.max_request_size, self.retry_sender.max_request_bytes)), default=0)
 
-    def _count_queued(self, destination: Destination) -> int:
-        queued = self.work_queue.items_of(destination)
+    def _count_queued(self, destination: Destination, is_own: bool) -> int:
+        queued, queue = self.work_queue.items_of(destination), self.persistent_queue
         count = sum(len(request.spans) for request in queued if not request.future.is_on_disk)
-        return count if self.persistent_queue is None else count + self.persistent_queue.storage.totals().span_count
+        if queue is None:
+            return count
+        return count + (queue.storage.pending_span_count() if is_own else queue.storage.totals().span_count)
 
     def _spill_to_disk(self) -> bool:
         """Spool requests that were queued in memory for too long; True if any request is still queued."""
@@ -375,10 +377,8 @@ class Pipeline:
         self.problem_log.log_once(logging.INFO, add_code(MessageCode.EXPORT_CONFIGURED, message))
 
     def stats(self) -> Stats:
-        repairs = self.batcher.encoder.repairs
-        return replace(
-            self.problem_log.stats.snapshot(), values_repaired=repairs.repaired, values_dropped=repairs.left_out
-        )
+        snapshot, repairs = self.problem_log.stats.snapshot(), self.batcher.encoder.repairs
+        return replace(snapshot, values_repaired=repairs.repaired, values_dropped=repairs.left_out)
 
     # Flush and shutdown
 
@@ -432,6 +432,7 @@ class Pipeline:
                 self.retry_sender.spool_or_drop(request)
             self.persistent_queue.close()
             self.spool_consumer.release()
+            self.problem_log.report_queued(self.persistent_queue.storage.pending_span_count())
         if self.rest_client is not None:
             self.rest_client.close(max(0.0, deadline - time.monotonic()))
         self.problem_log.flush()
@@ -456,9 +457,8 @@ class Pipeline:
 
     def drop_assessment(self, reason: str) -> None:
         self.problem_log.stats.add(feedback_dropped=1)
-        self.problem_log.log_once(
-            logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}")
-        )
+        message = add_code(MessageCode.FEEDBACK_DROPPED, f"Feedback dropped: {reason}")
+        self.problem_log.log_once(logging.WARNING, message)
 
     def trace_url(self, trace_id: int, resource_attributes: Mapping[str, Any], *, is_checked: bool) -> str | None:
         """Return the address of a trace in the MLflow console; None, with a log line, if MLflow does not have it."""

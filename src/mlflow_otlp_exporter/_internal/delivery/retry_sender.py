@@ -64,7 +64,7 @@ class RetrySender:
         locator: TraceLocator | None = None,
         *,
         explain: Callable[[ExportOutcome], str],
-        count_queued: Callable[[Destination], int] = lambda _: 0,
+        count_queued: Callable[[Destination, bool], int] = lambda *_: 0,
         persistent_queue: "PersistentQueue | None" = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
@@ -406,13 +406,13 @@ class RetrySender:
         delay = self.backoff.record_failure(
             destination, outcome, retry_after=outcome.retry_after, needs_user=needs_user
         )
-        queued_count = self._count_queued(destination) + (0 if request.future.is_on_disk else len(request.spans))
         if not request.future.label:
             self._live_destinations.add(destination)
         # Leftovers of another run are named only while this run has no spans queued for the same destination.
         label = "" if destination in self._live_destinations else _origin_label(request)
+        queued_count = self._count_queued(destination, not label) + len(request.spans) * (not request.future.is_on_disk)
         message = f"Export failing, spans are queued {self._where}{label}: {self._explain(outcome)}"
-        self._problem_log.report_waiting(destination.name, message, queued_count)
+        self._problem_log.report_waiting(destination.name, message, queued_count, is_own=not label)
         if request.future.on_postponed is not None:
             request.future.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
         return delay

@@ -48,9 +48,12 @@ class _FirstDelivery:
         pipeline.retry_sender.on_delivered = self._print_links
 
     def _print_links(self, destination: Destination, spans: Sequence[EncodedSpan]) -> None:
-        sender = self._pipeline.retry_sender
+        sender, requests = self._pipeline.retry_sender, self._pipeline.work_queue.in_progress()
         is_first = sender.on_delivered == self._print_links and os.getpid() == self._pid
-        sender.on_delivered = self._on_delivered
+        if any(request.destination == destination and request.future.label for request in requests):
+            is_first = False  # the spans of another run
+        else:
+            sender.on_delivered = self._on_delivered
         self._on_delivered(destination, spans)
         try:
             api = self._pipeline.settings.api

@@ -129,7 +129,9 @@ def _check_spool(settings: Settings) -> CheckResult:
     free = shutil.disk_usage(folder).free // 1_000_000
     detail = f"{folder}: {totals.span_count} spans queued in {totals.file_count} requests; {free} MB of the disk free"
     if totals.file_count:
-        cause = "The server did not accept these spans. The next process that uses the exporter sends them."
+        cause = (
+            "The server has not accepted these spans, or they were not sent yet. The next run of the app sends them."
+        )
         fix = (
             "Nothing, if they should arrive; `mlflow-otlp spool list` shows their destination, `spool purge --yes` "
             "deletes all of them."
