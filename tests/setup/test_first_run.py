@@ -75,7 +75,7 @@ def test_lines_of_a_program_that_ends_at_once_have_the_links(endpoint: Recording
 def test_links_are_those_of_the_apps_own_trace_if_spans_of_another_run_are_sent_first(
     endpoint: RecordingEndpoint, tmp_path: Path
 ) -> None:
-    variables = {"MLFLOW_OTLP_SPOOL": "true", "MLFLOW_OTLP_SPOOL_DIR": str(tmp_path)}
+    variables: dict[str, Any] = {"MLFLOW_OTLP_SPOOL": "true", "MLFLOW_OTLP_SPOOL_DIR": str(tmp_path)}
     endpoint.status = 503
     run(endpoint, APP.replace("agents", "others"), is_terminal=False, **variables)
     assert list(tmp_path.glob("*/*.otlp"))
