@@ -81,7 +81,7 @@ class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
 
     def __init__(self, span: ReadableSpan, attributes: dict[str, Any]) -> None:
-        context, parent, scope = span.get_span_context(), span.parent, span.instrumentation_scope
+        context, parent, scope = span.context, span.parent, span.instrumentation_scope
         assert context is not None
         self.span = span
         self.name = span.name

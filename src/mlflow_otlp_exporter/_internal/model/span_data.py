@@ -4,10 +4,13 @@ The SDK computes dropped counts from its bounded containers, which a copy does n
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.trace import Link, SpanContext
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
 # Indices of a span context, which the API defines as a tuple that ends with its validity. The properties of these names
 # cost five times as much, a dozen times per span.
@@ -27,23 +30,57 @@ def dropped_counts_of(span: ReadableSpan) -> DroppedCounts:
 
 
 class SpanData(ReadableSpan):
-    """A span with given dropped counts; `arguments` are those of `ReadableSpan`."""
+    """A span whose values are plain attributes: those of the SDK's class are properties, of which three copy.
 
-    def __init__(self, dropped: DroppedCounts, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._dropped = dropped
+    `values` are the arguments of `ReadableSpan`; the dropped counts are given.
+    """
 
-    @property
-    def dropped_attributes(self) -> int:
-        return self._dropped.attributes
+    # These replace the properties.
+    name = ""
+    context: Any = None
+    parent: Any = None
+    resource: Any = Resource({})
+    attributes: Any = MappingProxyType({})
+    events: Sequence[Event] = ()
+    links: Sequence[Link] = ()
+    kind = SpanKind.INTERNAL
+    status = Status()
+    start_time: int | None = None
+    end_time: int | None = None
+    instrumentation_scope: InstrumentationScope | None = None
+    dropped_attributes = dropped_events = dropped_links = 0
 
-    @property
-    def dropped_events(self) -> int:
-        return self._dropped.events
+    def __init__(self, dropped: DroppedCounts, **values: Any) -> None:
+        self.__dict__.update(values)
+        self.dropped_attributes, self.dropped_events, self.dropped_links = dropped
 
-    @property
-    def dropped_links(self) -> int:
-        return self._dropped.links
+    def get_span_context(self) -> SpanContext | None:
+        return cast("SpanContext | None", self.context)
+
+
+class SpanCopy(SpanData):
+    """A copy of an ended span with other values; statements for each attribute take half the time of a dictionary."""
+
+    def __init__(self, span: ReadableSpan, **changes: Any) -> None:
+        attributes: Any = span.attributes
+        self.name = span.name
+        self.context = span.context
+        self.parent = span.parent
+        self.resource = span.resource
+        # Iterating over the SDK's own mapping takes ten times as long.
+        self.attributes = attributes.copy() if hasattr(attributes, "copy") else attributes or {}
+        self.events = span.events
+        self.links = span.links
+        self.kind = span.kind
+        self.status = span.status
+        self.start_time = span.start_time
+        self.end_time = span.end_time
+        self.instrumentation_scope = span.instrumentation_scope
+        self.dropped_attributes = span.dropped_attributes
+        self.dropped_events = span.dropped_events
+        self.dropped_links = span.dropped_links
+        if changes:
+            self.__dict__.update(changes)
 
 
 class EventData(Event):
@@ -101,18 +138,5 @@ def with_remote_parent(span: ReadableSpan) -> ReadableSpan:
     """A span whose parent is never exported, as if the parent were a span of another process."""
     parent = span.parent
     assert parent is not None
-    return SpanData(
-        dropped_counts_of(span),
-        name=span.name,
-        context=span.context,
-        parent=SpanContext(parent.trace_id, parent.span_id, True, parent.trace_flags, parent.trace_state),
-        resource=span.resource,
-        attributes=span.attributes,
-        events=span.events,
-        links=span.links,
-        kind=span.kind,
-        status=span.status,
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=span.instrumentation_scope,
-    )
+    remote = SpanContext(parent.trace_id, parent.span_id, True, parent.trace_flags, parent.trace_state)
+    return SpanCopy(span, parent=remote)

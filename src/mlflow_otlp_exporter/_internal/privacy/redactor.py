@@ -21,26 +21,19 @@ from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
 from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
-from mlflow_otlp_exporter._internal.model.span_data import SpanData, dropped_counts_of, replace_event, replace_link
+from mlflow_otlp_exporter._internal.model.span_data import SpanCopy, replace_event, replace_link
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 
 _SCALARS = (int, float, bool)
 _MAX_CACHED_RESOURCES = 256
 _DEFAULT_SERVICE_NAME = "unknown_service"  # of OpenTelemetry's SDK
-# The arguments of a span, which are attributes of an ended one.
-_FIELDS = (
-    *("name", "context", "parent", "resource", "attributes", "events", "links", "kind"),
-    *("status", "start_time", "end_time", "instrumentation_scope"),
-)
 
 
-class RedactedSpan(SpanData):
+class RedactedSpan(SpanCopy):
     """A copy of an ended span with other content; `attachments` are the files that were extracted from it."""
 
-    def __init__(self, span: ReadableSpan, **changes: Any) -> None:
-        super().__init__(dropped_counts_of(span), **{**{name: getattr(span, name) for name in _FIELDS}, **changes})
-        self.attachments: tuple[Attachment, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
 
 
 class Redactor:

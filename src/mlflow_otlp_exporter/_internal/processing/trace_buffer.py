@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
-from mlflow_otlp_exporter._internal.model.span_data import find_topmost, is_local_root, with_remote_parent
+from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, find_topmost, is_local_root, with_remote_parent
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # How long an ended root waits for its open children: a streamed response is often read to its end after the root.
@@ -99,7 +99,7 @@ class TraceBuffer:
 
     def add(self, span: ReadableSpan, now: float) -> None:
         """Add an ended span; `now` is in seconds of a monotonic clock."""
-        trace_id, size = span.context.trace_id, estimate_bytes(span)
+        trace_id, parent, size = span.context.trace_id, span.parent, estimate_bytes(span)
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
@@ -110,8 +110,8 @@ class TraceBuffer:
             self._spanless.pop(trace_id, None)
         trace.spans.append(span)
         trace.open_count = max(0, trace.open_count - 1)
-        trace.has_root = trace.has_root or span.parent is None
-        if span.parent is None or span.parent.is_remote:
+        trace.has_root = trace.has_root or parent is None
+        if parent is None or parent[IS_REMOTE]:
             trace.root_ended_at = now
         trace.byte_count += size
         self.max_span_bytes = max(self.max_span_bytes if self.span_count else 0, size)

@@ -29,6 +29,7 @@ from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
+from mlflow_otlp_exporter._internal.model.span_data import SPAN_ID, TRACE_ID, SpanCopy
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
@@ -237,11 +238,11 @@ class TraceWorker:
             if isinstance(event, Span):
                 if len(self._open_spans) >= _MAX_OPEN_SPANS:
                     del self._open_spans[next(iter(self._open_spans))]
-                self._open_spans[event.context.span_id] = weakref.ref(event)
-                self._buffer.record_start(event.context.trace_id)
+                self._open_spans[event.context[SPAN_ID]] = weakref.ref(event)
+                self._buffer.record_start(event.context[TRACE_ID])
             else:
-                self._open_spans.pop(event.context.span_id, None)
-                self._buffer.add(event, now)
+                self._open_spans.pop(event.context[SPAN_ID], None)
+                self._buffer.add(SpanCopy(event), now)
         except Exception as error:  # noqa: BLE001 - a bad span must not affect others
             self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})", "internal_error")
 

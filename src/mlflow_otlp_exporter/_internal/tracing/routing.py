@@ -97,7 +97,7 @@ def read_routes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
     """Read routes from attributes, for traces that no processor of ours saw start; the local root's attributes win."""
     routes: dict[int, Route] = {}
     for span in spans:
-        attributes, context = span.attributes, span.get_span_context()
+        attributes, context = span.attributes, span.context
         if not attributes or context is None or ROUTE_ATTRIBUTES.isdisjoint(attributes):
             continue
         if (own_route := read_route(attributes)) is not None:
