@@ -11,7 +11,7 @@ from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli.send import read_file
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 from support.markers import PROMPT
 from support.mlflow_server import MLflowServer
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer

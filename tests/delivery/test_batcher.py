@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_context
 from mlflow_otlp_exporter._internal.delivery.batcher import batch_by_size, iter_chunks
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, Framing
 from support.scripted_server import ScriptedServer
 from support.spans import make_spans
 

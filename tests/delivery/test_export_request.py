@@ -11,7 +11,7 @@ from mlflow_otlp_exporter._internal.delivery.export_request import (
 )
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from support.traces import make_traces
 
 SPANS = [SpanEncoder().encode(span) for span in make_traces(6, children=2)]

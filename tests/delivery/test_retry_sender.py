@@ -29,8 +29,8 @@ from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 

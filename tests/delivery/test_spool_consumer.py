@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture,
 from mlflow_otlp_exporter._internal.delivery.spool_consumer import SpoolConsumer
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.persistent_queue import PersistentQueue, open_queue
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanContext, TraceState
 from mlflow_otlp_exporter._internal.encoding import request_decoder
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_request
 from support.traces import make_rejectable_traces, make_traces
 
 RESOURCES = [Resource({}), Resource({"service.name": "a"}, "https://schema"), Resource({"big": "x" * 20_000})]

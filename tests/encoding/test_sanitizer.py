@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.encoding import sanitizer
 from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, sanitize_attributes
-from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text
+from mlflow_otlp_exporter._internal.model.spans import Utf8Text
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "a\x00b"}]})
 

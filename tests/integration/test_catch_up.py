@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 from mlflow_otlp_exporter._internal.spool import file_format
 from support.mlflow_server import MLflowServer
 from support.traces import stored_span_names, wait_until

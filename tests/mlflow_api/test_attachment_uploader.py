@@ -19,8 +19,8 @@ from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.mlflow_api.attachment_uploader import AttachmentUploader
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import AttachmentExtractor
 from mlflow_otlp_exporter._internal.transport.http_types import (
     MAX_RESPONSE_BYTES,

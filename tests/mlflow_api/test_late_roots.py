@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.mlflow_api import late_roots
 from mlflow_otlp_exporter._internal.mlflow_api.late_roots import LOCAL_ROOT_TAG, LateRootCorrector, LateRootTask
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse
 from support.transport import json_of, json_response
 

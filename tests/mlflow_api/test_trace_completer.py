@@ -18,8 +18,8 @@ from mlflow_otlp_exporter._internal.mlflow_api import trace_completer
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_completer import CompletionTask, TraceCompleter
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse
 from support.transport import json_response
 

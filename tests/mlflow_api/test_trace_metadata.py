@@ -14,7 +14,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
     prompt_links,
     read_root,
 )
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from support.traces import make_traces
 
 SESSION, USER, RUN = "mlflow.trace.session", "mlflow.trace.user", "mlflow.sourceRun"

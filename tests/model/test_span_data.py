@@ -3,7 +3,7 @@
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, SpanContext
 
-from mlflow_otlp_exporter._internal.model.span_data import (
+from mlflow_otlp_exporter._internal.model.spans import (
     DroppedCounts,
     SpanCopy,
     SpanData,

@@ -17,8 +17,7 @@ from opentelemetry.trace import SpanContext
 from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, memory_bytes_of
-from mlflow_otlp_exporter._internal.model.span_data import EventData
+from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan, EventData, memory_bytes_of
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import (
     AttachmentExtractor,
     create_attachment,

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import describe_settings
 from mlflow_otlp_exporter._internal.config.parsers import HIDEABLE
 from mlflow_otlp_exporter._internal.config.resolver import resolve
-from mlflow_otlp_exporter._internal.model.span_data import EventData
+from mlflow_otlp_exporter._internal.model.spans import EventData
 from mlflow_otlp_exporter._internal.privacy import Redactor, make_resource_filter
 from support.content_samples import span
 from support.offline_export import export_bytes

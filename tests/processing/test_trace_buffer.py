@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
+from mlflow_otlp_exporter._internal.model.spans import estimate_bytes
 from mlflow_otlp_exporter._internal.processing import trace_buffer
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 

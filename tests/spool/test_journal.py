@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
+from mlflow_otlp_exporter._internal.model.spans import DroppedCounts, EventData, LinkData, SpanData
 from mlflow_otlp_exporter._internal.spool import journal as journal_module
 from mlflow_otlp_exporter._internal.spool.journal import Journal
 from mlflow_otlp_exporter._internal.spool.journal_format import (

@@ -21,7 +21,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool import storage as storage_module
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState

@@ -7,7 +7,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter import MLflowSpanExporter
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 from mlflow_otlp_exporter.testing.recorded import RecordedSpan, parse_spans
 
 

@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 
 _ID_FIELDS = ("traceId", "spanId", "parentSpanId")
 

@@ -4,7 +4,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, SPAN_ID, TRACE_FLAGS, TRACE_ID, TRACE_STATE
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, SPAN_ID, TRACE_FLAGS, TRACE_ID, TRACE_STATE
 
 
 @pytest.mark.parametrize("is_remote", [True, False])

@@ -20,8 +20,8 @@ from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batc
 from mlflow_otlp_exporter._internal.delivery.clients import Clients, build_clients
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_json, parse_protobuf
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_request
 
 _PROGRESS_SECONDS = 5.0
 

@@ -27,7 +27,7 @@ from mlflow_otlp_exporter._internal.delivery.batcher import Batcher
 from mlflow_otlp_exporter._internal.delivery.clients import build_clients
 from mlflow_otlp_exporter._internal.encoding.span_decoder import decode_attributes, decode_spans
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 
 TRACE_ID = re.compile(r"(?:tr-)?([0-9a-f]{32})")
 _NAME_LENGTH, _PREVIEW_LENGTH, _MAX_DEPTH = 48, 100, 40

@@ -19,8 +19,7 @@ from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, EncodedSpan
 from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, find_destinations
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from mlflow_otlp_exporter._internal.common.exporter_metrics import OnCounted
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
+from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan
 
 
 class ExportFuture(Future[int]):

@@ -83,10 +83,10 @@ class OTLPClient:
     def _post(
         self, destination: Destination, headers: Mapping[str, str], body: bytes, timeout_seconds: float
     ) -> ExportOutcome:
+        self._problem_log.stats.add(requests=1)
         request = HttpRequest("POST", "", headers=headers, body=body, timeout_seconds=timeout_seconds)
         started_at = time.monotonic()
         response = self._server.send(request)
-        self._problem_log.stats.add(requests=1)
         outcome = classify_response(response) if isinstance(response, HttpResponse) else classify_error(response)
         seconds = time.monotonic() - started_at
         if outcome.is_foreign and self._identify is not None:

@@ -32,8 +32,8 @@ from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
 from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator, explain_missing, format_console_url
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, memory_bytes_of
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 if TYPE_CHECKING:

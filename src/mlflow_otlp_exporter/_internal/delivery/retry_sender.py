@@ -30,8 +30,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
 )
 from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_request
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 
 if TYPE_CHECKING:

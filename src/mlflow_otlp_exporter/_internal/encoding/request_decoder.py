@@ -3,7 +3,7 @@
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Framing, encode_field, frame_span
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, Framing, encode_field, frame_span
 
 _OWNER_TAG, _SCHEMA_URL_TAG = b"\x0a", b"\x1a"
 _REMOTE_PARENT_FLAG = 0x200

@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys, parse_json
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan, Utf8Text, frame_span
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, Utf8Text, frame_span
 
 REPAIRED_ATTRIBUTE = "mlflow_otlp.repaired"
 _TRACE_NAME, _SPAN_TYPE = "mlflow.traceTag.mlflow.traceName", "mlflow.spanType"

@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
+from mlflow_otlp_exporter._internal.model.spans import DroppedCounts, EventData, LinkData, SpanData
 
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _REMOTE_FLAG, _FLAGS_MASK = 0x200, 0xFF

@@ -15,8 +15,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
-from mlflow_otlp_exporter._internal.model.encoded_span import (
+from mlflow_otlp_exporter._internal.model.spans import (
+    IS_REMOTE,
     MAX_CACHED_LENGTH,
+    SPAN_ID,
+    TRACE_ID,
+    TRACE_STATE,
     VARINTS,
     EncodedSpan,
     Framing,
@@ -25,7 +29,6 @@ from mlflow_otlp_exporter._internal.model.encoded_span import (
     encode_length,
     varint,
 )
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, SPAN_ID, TRACE_ID, TRACE_STATE
 
 # Parsers stop at 100 nested messages: a map inside a map adds three, and the request around the value has seven.
 _MAX_DEPTH = 24
@@ -150,15 +153,17 @@ class SpanEncoder:
             self._append_attributes(source, b"\x4a", pieces)
         if dropped := span.dropped_attributes:
             pieces += (b"\x50", varint(dropped))
-        self._append_events_and_links(span, span.events if events is None else events, pieces)
+        events, links = span.events if events is None else events, span.links
+        if events or links or span.dropped_events or span.dropped_links:
+            self._append_events_and_links(span, events, links, pieces)
         status = span.status if status is None else status
         if status is not None:
             code, description = status.status_code._value_, status.description
-            encoded_status = _STATUSES[code]
-            if description:
-                encoded_status = encode_field(
-                    b"\x7a", encode_field(b"\x12", self._encode_text(description)) + encoded_status[2:]
-                )
+            encoded_status = (
+                encode_field(b"\x7a", encode_field(b"\x12", self._encode_text(description)) + _STATUSES[code][2:])
+                if description
+                else _STATUSES[code]
+            )
             pieces.append(encoded_status)
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         content = b"".join(pieces)
@@ -171,7 +176,9 @@ class SpanEncoder:
         scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
         return EncodedSpan(trace_id, span_id, parent is None, resource_framing, scope, body, (), is_remote)
 
-    def _append_events_and_links(self, span: ReadableSpan, events: Sequence[Event], pieces: list[bytes]) -> None:
+    def _append_events_and_links(
+        self, span: ReadableSpan, events: Sequence[Event], links: Sequence[Link], pieces: list[bytes]
+    ) -> None:
         for event in events:
             event_pieces = [
                 b"\x09",
@@ -185,7 +192,7 @@ class SpanEncoder:
             pieces.append(encode_field(b"\x5a", b"".join(event_pieces)))
         if dropped := span.dropped_events:
             pieces += (b"\x60", varint(dropped))
-        pieces += [encode_field(b"\x6a", self._encode_link(link)) for link in span.links]
+        pieces += [encode_field(b"\x6a", self._encode_link(link)) for link in links]
         if dropped := span.dropped_links:
             pieces += (b"\x70", varint(dropped))
 

@@ -32,8 +32,7 @@ from mlflow_otlp_exporter._internal.model.destination import (
     Route,
     read_route,
 )
-from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
-from mlflow_otlp_exporter._internal.model.span_data import SpanData
+from mlflow_otlp_exporter._internal.model.spans import SpanData, estimate_bytes
 from mlflow_otlp_exporter._internal.spool.journal import SpanKey
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 

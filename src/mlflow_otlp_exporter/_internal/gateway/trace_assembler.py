@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
-from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
-from mlflow_otlp_exporter._internal.model.span_data import mark_local_root
+from mlflow_otlp_exporter._internal.model.spans import estimate_bytes, mark_local_root
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # A callee's spans wait for those of its caller, in units of the decision wait.

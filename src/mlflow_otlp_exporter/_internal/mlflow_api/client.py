@@ -21,8 +21,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import ServerInfo
 from mlflow_otlp_exporter._internal.mlflow_api.trace_completer import TraceCompleter
 from mlflow_otlp_exporter._internal.mlflow_api.trace_updater import TraceUpdater
 from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
 )
 from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 # A tag of traces that a local root has completed; the console does not show tags that begin with `mlflow.`.

@@ -29,7 +29,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import (
 )
 from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.mlflow_api.server import Version
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 
 # From this version on MLflow reads names, tags, sessions, users and runs from OTLP.
 READS_METADATA_SINCE: Version = (3, 14)

@@ -31,8 +31,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.trace_metadata import (
     read_root,
 )
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
 
 # Traces whose records are read with one search.

@@ -21,8 +21,7 @@ from mlflow_otlp_exporter._internal.encoding.sanitizer import parse_span
 from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan
 from mlflow_otlp_exporter._internal.enrichment.messages import read_media
 from mlflow_otlp_exporter._internal.enrichment.values import select_text
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, frame_span
-from mlflow_otlp_exporter._internal.model.span_data import replace_event
+from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan, frame_span, replace_event
 from mlflow_otlp_exporter._internal.privacy.inline_data import (
     IMAGE_URL,
     InlineDataReplacer,

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import Event
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import normalize_role, read_media
-from mlflow_otlp_exporter._internal.model.span_data import replace_event
+from mlflow_otlp_exporter._internal.model.spans import replace_event
 from mlflow_otlp_exporter._internal.privacy.content_kinds import (
     Content,
     classify_attribute,

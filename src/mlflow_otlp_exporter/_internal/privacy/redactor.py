@@ -20,8 +20,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import PrivacySettings
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment
-from mlflow_otlp_exporter._internal.model.span_data import SpanCopy, replace_event, replace_link
+from mlflow_otlp_exporter._internal.model.spans import Attachment, SpanCopy, replace_event, replace_link
 from mlflow_otlp_exporter._internal.privacy.inline_data import InlineDataReplacer
 from mlflow_otlp_exporter._internal.privacy.mask import Mask, make_mask
 

@@ -12,7 +12,7 @@ from mlflow_otlp_exporter._internal.config.models import AppSettings, BufferSett
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, TRACE_FLAGS, TRACE_ID
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, TRACE_FLAGS, TRACE_ID
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end

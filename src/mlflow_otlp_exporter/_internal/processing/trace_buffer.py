@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.model.encoded_span import estimate_bytes
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE, find_topmost, is_local_root, with_remote_parent
+from mlflow_otlp_exporter._internal.model.spans import (
+    IS_REMOTE,
+    estimate_bytes,
+    find_topmost,
+    is_local_root,
+    with_remote_parent,
+)
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
 # How long an ended root waits for its open children: a streamed response is often read to its end after the root.

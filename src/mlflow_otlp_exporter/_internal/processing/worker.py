@@ -29,7 +29,7 @@ from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
-from mlflow_otlp_exporter._internal.model.span_data import SPAN_ID, TRACE_ID, SpanCopy
+from mlflow_otlp_exporter._internal.model.spans import SPAN_ID, TRACE_ID, SpanCopy
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 

@@ -16,7 +16,7 @@ from mlflow_otlp_exporter._internal.config.describe import describe_target
 from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 
 # Set in CI and in pods, where a terminal may be attached but no person reads it.
 _UNATTENDED_VARIABLES = ("CI", "KUBERNETES_SERVICE_HOST")

@@ -25,7 +25,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import Attachment, EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan, encode_request
 
 VERSION = 1
 _MAGIC = b"MLFOTLP"

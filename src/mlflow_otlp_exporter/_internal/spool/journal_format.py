@@ -21,7 +21,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from mlflow_otlp_exporter._internal.model.destination import Destination, Route
-from mlflow_otlp_exporter._internal.model.span_data import DroppedCounts, EventData, LinkData, SpanData
+from mlflow_otlp_exporter._internal.model.spans import DroppedCounts, EventData, LinkData, SpanData
 from mlflow_otlp_exporter._internal.tracing.routing import route_of
 
 _BYTES = "\x00base64"

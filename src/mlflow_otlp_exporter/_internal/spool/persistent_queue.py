@@ -14,8 +14,7 @@ from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import credential_fingerprint
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
-from mlflow_otlp_exporter._internal.model.span_data import mark_local_root
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, mark_local_root
 from mlflow_otlp_exporter._internal.spool.directory import folder_name
 from mlflow_otlp_exporter._internal.spool.file_format import DeliveryState
 from mlflow_otlp_exporter._internal.spool.index import Entry

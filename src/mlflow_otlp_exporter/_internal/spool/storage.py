@@ -29,7 +29,7 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan
 from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory, find_spool_directory
 from mlflow_otlp_exporter._internal.spool.file_format import (
     MAX_FILE_BYTES,

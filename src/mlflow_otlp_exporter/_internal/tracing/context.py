@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.json_values import bounded_json
 from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.model.destination import Route, read_route
-from mlflow_otlp_exporter._internal.model.span_data import IS_REMOTE
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE
 from mlflow_otlp_exporter._internal.tracing import routing
 from mlflow_otlp_exporter._internal.tracing.generators import GeneratorContext, entered_contexts, wrap_function
 from mlflow_otlp_exporter._internal.tracing.parents import find_current_span

@@ -43,8 +43,8 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
 )
 from mlflow_otlp_exporter._internal.mlflow_api.workspace import SERVER_INFO_PATH
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.encoded_span import encode_request
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
+from mlflow_otlp_exporter._internal.model.spans import encode_request
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, Transport, TransportError
 from mlflow_otlp_exporter._internal.transport.response import classify_error, classify_response
 

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 from mlflow_otlp_exporter._internal.enrichment.writers.openinference import has_all_counts
-from mlflow_otlp_exporter._internal.model.encoded_span import Utf8Text, quote_texts
+from mlflow_otlp_exporter._internal.model.spans import Utf8Text, quote_texts
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
 TOOLS, USAGE, MESSAGES = "mlflow.chat.tools", "mlflow.chat.tokenUsage", "mlflow.chat.messages"
