@@ -5,8 +5,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from support.gateway import GatewayProcess, export_over_grpc
-from support.otlp_bodies import encode_spans
+from support.gateway import JSON, GatewayProcess, export_over_grpc
+from support.otlp_bodies import encode_spans, to_json
 from support.scripted_server import TRACES_PATH, Answer, ScriptedServer
 from support.spans import make_spans
 
@@ -46,7 +46,9 @@ def test_spans_are_sent_with_the_credential_of_their_client(scripted_server: Scr
 def test_request_without_credential_is_unauthenticated(scripted_server: ScriptedServer, tmp_path: Path) -> None:
     """The gateway's own credential must not serve clients that have none."""
     with GatewayProcess(tmp_path, scripted_server.url, FORWARD, FAST) as gateway:
-        assert gateway.post(encode_spans(make_spans("span"))).status == 401
+        reply = gateway.post(to_json(encode_spans(make_spans("span"))), JSON)
+        expected = "the mlflow-otlp gateway forwards `authorization`, which is missing"
+        assert (reply.status, reply.json["message"]) == (401, expected)
         with pytest.raises(grpc.RpcError) as raised:
             export_over_grpc(gateway, encode_spans(make_spans("span")))
         assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED

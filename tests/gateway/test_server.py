@@ -45,14 +45,21 @@ def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: Scripted
         assert post_span(gateway, "b", authorization="Bearer secret-b") == 200
         denied = gateway.post(to_json(encode_spans(make_spans("denied"))), JSON, authorization="Bearer secret-a")
         assert (denied.status, denied.json["code"]) == (403, 7)
-        assert denied.json["message"] == "1 spans dropped: the token does not allow /1"
-        for headers in ({}, {"authorization": "Bearer wrong"}):
+        reason = "the tokens file of the mlflow-otlp gateway does not allow /1 for this token"
+        assert denied.json["message"] == f"1 spans dropped: {reason}"
+        for headers in ({}, {"authorization": "Bearer wrong-secret"}):
             unknown = gateway.post(b"", **headers)
             assert (unknown.status, unknown.headers["www-authenticate"]) == (401, "Bearer")
         assert gateway.request("GET", "/healthz").status == 200
         assert gateway.metrics()['mlflow_otlp_gateway_span_rejected_total{reason="denied"}'] == 1
         assert gateway.stop() == 0
         assert "secret" not in gateway.log_path.read_text()
+        missing = "expected the header `authorization: Bearer <token>` with a token of the mlflow-otlp gateway"
+        rejected = [line["message"] for line in gateway.log if line["message"].startswith("Rejected ")]
+        assert rejected == [  # one line a minute for each kind
+            f"Rejected 1 requests with {status} over http, the last one from 127.0.0.1: {message}"
+            for status, message in ((403, f"1 spans dropped: {reason} [MLO-421]"), (401, f"{missing} [MLO-304]"))
+        ]
     requests = scripted_server.to(TRACES_PATH)
     assert sorted(span.name for request in requests for span in request.spans()) == ["a", "b"]
     # A client's credential goes no further.
@@ -173,9 +180,17 @@ def test_gateway_with_tls_and_client_ca_takes_clients_with_certificate_only(tmp_
     gateway = GatewayProcess(tmp_path, AWAY, arguments, tls=make_context(authority, client.file, client.key))
     with gateway:
         assert post_span(gateway) == 200
+        # Probes of Kubernetes and Prometheus have no certificate.
         gateway.tls = make_context(authority)
+        assert [gateway.request("GET", path).status for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
+        denied = gateway.post(to_json(encode_spans(make_spans("span"))), JSON)
+        assert (denied.status, denied.json["message"]) == (403, "expected an SSL certificate of the client")
+        other = Authority(tmp_path / "other").certificate("client")
+        gateway.tls = make_context(authority, other.file, other.key)
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            post_span(gateway)
+            gateway.request("GET", "/healthz")
+        assert gateway.stop() == 0
+        assert [line["logger"] for line in gateway.log if "Rejected" in line["message"]] == ["mlflow_otlp_exporter"]
 
 
 def read_certificate(gateway: GatewayProcess, authority: Authority) -> bytes:
@@ -197,7 +212,7 @@ def test_certificate_that_is_replaced_is_used_without_restart(tmp_path: Path) ->
     with GatewayProcess(tmp_path, AWAY, arguments, tls=make_context(authority)) as gateway:
         assert read_certificate(gateway, authority) == ssl.PEM_cert_to_DER_cert(first.file.read_text())
         file.write_bytes(second.file.read_bytes())  # the key is still that of the first one
-        wait_until(lambda: post_span(gateway) == 200 and "stays in use" in gateway.log_path.read_text())
+        wait_until(lambda: post_span(gateway) == 200 and "stay valid" in gateway.log_path.read_text())
         assert read_certificate(gateway, authority) == ssl.PEM_cert_to_DER_cert(first.file.read_text())
         key.write_bytes(second.key.read_bytes())
         expected = ssl.PEM_cert_to_DER_cert(second.file.read_text())
@@ -206,8 +221,8 @@ def test_certificate_that_is_replaced_is_used_without_restart(tmp_path: Path) ->
         with open_grpc_channel(gateway, root) as export:
             assert not export(b"", timeout=20).ByteSize()
         assert gateway.stop() == 0
-        assert gateway.log_path.read_text().count("stays in use") == 1
-        assert "Certificate is read again" in gateway.log_path.read_text()
+        assert gateway.log_path.read_text().count("stay valid") == 1
+        assert "Certificates in " in gateway.log_path.read_text()
 
 
 @pytest.mark.needs("openssl")
@@ -249,7 +264,12 @@ def test_gateway_with_certificate_of_another_key_ends_with_2(tmp_path: Path) -> 
     authority = Authority(tmp_path / "ca")
     server, other = authority.certificate("server"), authority.certificate("other")
     arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(server.file), "--key-file", str(other.key))
-    assert f"{server.file} is not usable: " in run_gateway(*arguments)
+    assert f"{server.file} is not usable: the key is not that of the certificate" in run_gateway(*arguments)
+    arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(server.file))
+    assert f"{server.file} is not usable: its private key is missing: set gateway_key_file" in run_gateway(*arguments)
+    (tmp_path / "text.pem").write_text("-----BEGIN PRIVATE KEY-----")
+    arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(tmp_path / "text.pem"))
+    assert "not in PEM format, or damaged" in run_gateway(*arguments)
 
 
 def test_gateway_at_sigterm_finishes_requests_and_ends_with_0(tmp_path: Path) -> None:

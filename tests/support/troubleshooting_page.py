@@ -81,7 +81,9 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "... is not usable: expected a token of printable ASCII",
             "argument credentials= is a ...: expected ...",
+            "... in ... cannot be read: .... The previous ... stay valid.",
         ),
+        "The tokens and certificates of `mlflow-otlp gateway` are described in [gateway.md](gateway.md#tokens).",
     ),
     MessageCode.CREDENTIALS_FILE: Entry(
         ("file ... cannot be read (...): expected a section [mlflow] ...",),
@@ -191,6 +193,15 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.PROXY_UNAUTHENTICATED: Entry(
         ("407: ...",),
+    ),
+    MessageCode.GATEWAY_UNAUTHENTICATED: Entry(
+        (
+            "401: the tokens file of the mlflow-otlp gateway does not have this token",
+            "401: expected the header `authorization: Bearer <token>` with a token of the mlflow-otlp gateway",
+            "401: the mlflow-otlp gateway forwards `authorization`, which is missing",
+            "Rejected ... requests with ... over ..., the last one from ...: ...",
+        ),
+        "The last line is the gateway's own, at most once a minute. It never contains a token.",
     ),
     MessageCode.REDIRECTED: Entry(
         ("302: the server redirects to ..., which is not followed with credentials",),
@@ -313,6 +324,13 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.OTLP_UNSUPPORTED: Entry(
         ("MLflow ... does not support OpenTelemetry (404: ...)",),
+    ),
+    MessageCode.GATEWAY_DENIED: Entry(
+        (
+            "403: ... spans dropped: the tokens file of the mlflow-otlp gateway does not allow ... for this token",
+            "Rejected ... requests with ... over ..., the last one from ...: ...",
+        ),
+        "The last line is the gateway's own, at most once a minute.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
@@ -553,6 +571,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "Sending traces to ...; tracer provider: ...",
             "The server has its OTLP endpoint at ...",
+            "... in ... are read again",
             "no workspace is configured: traces go to workspace ..., the pod's namespace. ...",
         ),
     ),
@@ -564,7 +583,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.RECOVERED: Entry(
         (
-            "Export recovered, after ... of trouble",
+            "Export recovered for ..., after ... of trouble",
             "Spans are buffered again",
             "Spool recovered: it is writable again",
             "Journal recovered: ended spans are written to it again",

@@ -94,6 +94,8 @@ def _run_doctor(options: argparse.Namespace) -> int:
         if skipped_steps:
             print(paint(f"{'skipped':13}  {', '.join(skipped_steps)}", "dim"))
         print(f"\nIt does not work: {', '.join(failed_steps)}. See docs/troubleshooting.md for the codes.")
+    elif any(result.step == "read back" and result.status is not CheckStatus.OK for result in results):
+        print("\nThe endpoint takes traces. Whether they reach MLflow is unknown: see `read back` above.")
     else:
         print("\nIt works. If traces are missing, see the symptoms in docs/troubleshooting.md.")
     return 1 if failed_steps else 0
@@ -141,6 +143,8 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _run_gateway(options: argparse.Namespace) -> int:
+    # gRPC's own lines, such as about clients that speak no TLS, are no JSON. It reads the variable when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from mlflow_otlp_exporter._internal.gateway.server import DEFAULTS, run_gateway
     except ModuleNotFoundError as error:

@@ -45,6 +45,7 @@ class MessageCode(enum.Enum):
     UNAUTHENTICATED = "MLO-301", "Authentication failed"
     CREDENTIAL_UNAVAILABLE = "MLO-302", "Credential unavailable"
     PROXY_UNAUTHENTICATED = "MLO-303", "Proxy authentication required"
+    GATEWAY_UNAUTHENTICATED = "MLO-304", "Token rejected by a gateway"
 
     REDIRECTED = "MLO-401", "Redirect"
     HTML_PAGE = "MLO-402", "Response not from MLflow"
@@ -66,6 +67,7 @@ class MessageCode(enum.Enum):
     TRACE_IN_OTHER_WORKSPACE = "MLO-418", "Trace in another workspace"
     NOT_MLFLOW = "MLO-419", "Not an MLflow server"
     OTLP_UNSUPPORTED = "MLO-420", "MLflow without OpenTelemetry"
+    GATEWAY_DENIED = "MLO-421", "Destination denied by a gateway"
 
     SERVER_UNAVAILABLE = "MLO-501", "Server unavailable"
     DATABASE_UNAVAILABLE = "MLO-502", "Server database unavailable"

@@ -44,8 +44,9 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.CONFLICTING_SETTINGS: Hint("Two arguments or two variables exclude each other.", "Remove one of them."),
     MessageCode.INVALID_CREDENTIAL: Hint(
-        "The token contains line breaks or other characters, or `credentials=` is no token, path, pair or function.",
-        "Set `MLFLOW_TRACKING_TOKEN` to the token alone.",
+        "The token contains line breaks or other characters, or `credentials=` is no token, path, pair or function. Of "
+        "`mlflow-otlp gateway`: the file with the tokens of clients, or a file of the certificate, cannot be used.",
+        "Set `MLFLOW_TRACKING_TOKEN` to the token alone. For the gateway, correct the file that the message names.",
     ),
     MessageCode.CREDENTIALS_FILE: Hint(
         "The file `~/.mlflow/credentials` is malformed, usually after a manual edit.",
@@ -156,6 +157,12 @@ HINTS: Mapping[MessageCode, Hint] = {
         "The proxy requires a user and a password.",
         "Set `HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT`, or add the server's host to `NO_PROXY`.",
     ),
+    MessageCode.GATEWAY_UNAUTHENTICATED: Hint(
+        "The gateway takes only requests with one of its tokens, or with the credential that it forwards to MLflow. "
+        "`MLFLOW_TRACKING_TOKEN` is not sent to a gateway.",
+        "Set `OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN`, or add the token to the gateway's "
+        "`MLFLOW_OTLP_GATEWAY_TOKENS_FILE`. A Collector between must forward the header.",
+    ),
     MessageCode.REDIRECTED: Hint(
         "A login proxy (OAuth) stands in front of MLflow, or the server redirects `http://` to `https://`.",
         "Set `MLFLOW_TRACKING_URI` to the redirect's target if that is MLflow, otherwise to the service inside the "
@@ -212,13 +219,20 @@ HINTS: Mapping[MessageCode, Hint] = {
         "NAME --clusterrole=edit --serviceaccount=NAMESPACE:ACCOUNT`, and wait 300 s, because MLflow caches a refusal "
         "for that long.",
     ),
+    MessageCode.GATEWAY_DENIED: Hint(
+        "The entry of the client's token in the gateway's tokens file does not have the workspace and experiment.",
+        "Set `MLFLOW_WORKSPACE` and `MLFLOW_EXPERIMENT_NAME` (other SDKs: the headers `x-mlflow-workspace` and "
+        "`x-mlflow-experiment`) to a destination of the token, or add the destination to its entry in "
+        "`MLFLOW_OTLP_GATEWAY_TOKENS_FILE`.",
+    ),
     MessageCode.LOOKUP_DENIED: Hint(
         "The token may write spans, but not read experiments (verb `get`).",
         "Set `MLFLOW_EXPERIMENT_ID` (or `experiment_id=`) instead of a name, or grant `get`.",
     ),
     MessageCode.NO_MLFLOW_SERVER: Hint(
-        "Spans go to a Collector, and no setting names the MLflow server.",
-        "Set `MLFLOW_TRACKING_URI`, and keep the Collector's address in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, because "
+        "Spans go to a gateway or Collector, and no setting names the MLflow server.",
+        "Behind a gateway, nothing: it reads the name of the experiment from the spans. Otherwise set "
+        "`MLFLOW_TRACKING_URI`, and keep the Collector's address in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, because "
         "`MLFLOW_TRACKING_URI` overrides `OTEL_EXPORTER_OTLP_ENDPOINT`; or set `MLFLOW_EXPERIMENT_ID`.",
     ),
     MessageCode.NO_EXPERIMENT_SET: Hint(
@@ -438,8 +452,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Update the package, or tell its authors.",
     ),
     MessageCode.EXPORT_CONFIGURED: Hint(
-        "`configure()` was called, the pod's namespace is the workspace, or a server with a static prefix has its "
-        "endpoint at the root."
+        "`configure()` was called, the gateway has read tokens or certificates again, the pod's namespace is the "
+        "workspace, or a server with a static prefix has its endpoint at the root."
     ),
     MessageCode.INSTRUMENTED: Hint("`configure()` has enabled these instrumentations."),
     MessageCode.EXPERIMENT_CREATED: Hint(

@@ -39,7 +39,7 @@ def _read_failing(pipeline: ObservedPipeline) -> _Values:
     failing: dict[tuple[str, str], int] = {}
     for destination in list(pipeline.retry_sender.backoff.failure_counts):
         outcome = pipeline.retry_sender.backoff.last_failure(destination)
-        name = destination.name.removeprefix("None") if len(failing) < MAX_DESTINATIONS else "other"
+        name = destination.label if len(failing) < MAX_DESTINATIONS else "other"
         key = name, (outcome and outcome.error_type) or ""
         failing[key] = failing.get(key, 0) + 1
     for (name, error_type), count in failing.items():

@@ -96,7 +96,8 @@ class ProblemLog:
             line = self._rate_limited_line(key, text, f"{text.unlogged_span_count} more spans")
             if line is not None:
                 text.unlogged_span_count = 0
-                line = _insert_before_code(line, f" [{_format_spans(span_count)}]") if line == message else line
+                if span_count and line == message:
+                    line = _insert_before_code(line, f" [{_format_spans(span_count)}]")
         if line is not None:
             logger.log(level, "%s", line)
 

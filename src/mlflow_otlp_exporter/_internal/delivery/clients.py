@@ -13,7 +13,7 @@ from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
 from mlflow_otlp_exporter._internal.mlflow_api.server import identify_server
 from mlflow_otlp_exporter._internal.mlflow_api.static_prefix import with_static_prefix
-from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, Destination
+from mlflow_otlp_exporter._internal.model.destination import EXPERIMENT_HEADER, EXPERIMENT_NAME_HEADER, Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.client import HttpClient, Session
 from mlflow_otlp_exporter._internal.transport.credential_provider import load_credential_provider_session
@@ -68,7 +68,7 @@ def build_clients(
         experiments,
         compression=settings.compression,
         problem_log=problem_log,
-        experiment_is_set=EXPERIMENT_HEADER in server.header_names,
+        experiment_is_set=not server.header_names.isdisjoint((EXPERIMENT_HEADER, EXPERIMENT_NAME_HEADER)),
         # An OTLP endpoint may be a Collector's.
         identify=partial(identify_server, api) if api and settings.traces.group is SettingGroup.MLFLOW else None,
     )

@@ -259,7 +259,9 @@ class RetrySender:
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
         self._live_destinations.discard(destination)
-        self._problem_log.resolve(destination.name, add_code(MessageCode.RECOVERED, "Export recovered"))
+        self._problem_log.resolve(
+            destination.name, add_code(MessageCode.RECOVERED, f"Export recovered for {destination.label}")
+        )
 
     def _settle(
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
@@ -411,7 +413,8 @@ class RetrySender:
         # Leftovers of another run are named only while this run has no spans queued for the same destination.
         label = "" if destination in self._live_destinations else _origin_label(request)
         queued_count = self._count_queued(destination, not label) + len(request.spans) * (not request.future.is_on_disk)
-        message = f"Export failing, spans are queued {self._where}{label}: {self._explain(outcome)}"
+        where = f"{self._where} for {destination.label}{label}"
+        message = f"Export failing, spans are queued {where}: {self._explain(outcome)}"
         self._problem_log.report_waiting(destination.name, message, queued_count, is_own=not label)
         if request.future.on_postponed is not None:
             request.future.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
-import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
-
-_CHECK_SECONDS = 1.0
+from mlflow_otlp_exporter._internal.gateway.watched_files import WatchedFiles
 
 
 class CertificateFiles:
-    """Certificate, key and CA of clients; new connections get those that are in the files.
+    """Certificate, key and CA of clients; new connections get those that are in the files."""
 
-    Raises ConfigurationError if they are unusable at the start. Later, the last usable ones stay valid, with a log
-    line: certificate and key are rarely replaced in one step.
-    """
-
-    def __init__(self, certificate: str, key: str | None, client_ca: str | None, problem_log: ProblemLog) -> None:
+    def __init__(self, certificate: str, key: str | None, client_ca: str | None) -> None:
         # Without a file of its own, the key stands in that of the certificate.
         self._certificate, self._key, self._client_ca = certificate, key or certificate, client_ca
-        self._problem_log = problem_log
-        self._checked_at = time.monotonic()
-        try:
-            self._state = self._read_state()
-            self._context, self._grpc_configuration = self._load()
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigurationError(f"{certificate} is not usable: {error}", MessageCode.INVALID_CREDENTIAL) from None
+        self._context: ssl.SSLContext
+        self._grpc_configuration: Any
+        paths = dict.fromkeys(Path(name) for name in (certificate, self._key, client_ca) if name is not None)
+        self._files = WatchedFiles("certificates", list(paths), self._load)
 
     @classmethod
-    def open(cls, gateway: GatewaySettings, problem_log: ProblemLog) -> CertificateFiles | None:
+    def open(cls, gateway: GatewaySettings) -> CertificateFiles | None:
         certificate, key, client_ca = (
             gateway.gateway_certificate_file,
             gateway.gateway_key_file,
             gateway.gateway_client_ca_file,
         )
         if certificate is not None:
-            return cls(certificate, key, client_ca, problem_log)
+            return cls(certificate, key, client_ca)
         if client_ca or key:
             raise ConfigurationError("the gateway's TLS settings need gateway_certificate_file")
         return None
@@ -54,7 +42,7 @@ class CertificateFiles:
         context = self._context
 
         def select(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-            self._refresh()
+            self._files.refresh()
             connection.context = self._context
 
         context.sni_callback = select
@@ -62,39 +50,23 @@ class CertificateFiles:
 
     def make_grpc_credentials(self) -> grpc.ServerCredentials:
         def fetch() -> Any:
-            self._refresh()
+            self._files.refresh()
             return self._grpc_configuration
 
         return grpc.dynamic_ssl_server_credentials(self._grpc_configuration, fetch, self._client_ca is not None)
 
-    def _read_state(self) -> list[tuple[int, int, int]]:
-        # A mounted secret is a symbolic link, which is replaced.
-        paths = [path for path in (self._certificate, self._key, self._client_ca) if path is not None]
-        return [(status.st_ino, status.st_mtime_ns, status.st_size) for status in map(Path.stat, map(Path, paths))]
-
-    def _load(self) -> tuple[ssl.SSLContext, Any]:
+    def _load(self) -> None:
+        key, certificate = Path(self._key).read_bytes(), Path(self._certificate).read_bytes()
+        if b"PRIVATE KEY-----" not in key:
+            setting = "set gateway_key_file" if self._key == self._certificate else f"{self._key} has none"
+            raise ValueError(f"its private key is missing: {setting}")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate, self._key)
+        roots = None
         if self._client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
+            # Health checks and Prometheus have no certificate: HttpReceiver requires one for spans.
+            context.verify_mode = ssl.CERT_OPTIONAL
             context.load_verify_locations(self._client_ca)
-        pair = Path(self._key).read_bytes(), Path(self._certificate).read_bytes()
-        roots = Path(self._client_ca).read_bytes() if self._client_ca is not None else None
-        return context, grpc.ssl_server_certificate_configuration([pair], roots)
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._checked_at < _CHECK_SECONDS:
-            return
-        self._checked_at = now
-        try:
-            state = self._read_state()
-            if state != self._state:
-                self._context, self._grpc_configuration = self._load()
-                self._state = state
-            self._problem_log.resolve(self._certificate, add_code(MessageCode.RECOVERED, "Certificate is read again"))
-        except (OSError, ValueError) as error:
-            message = f"{self._certificate} is not usable: {error}. The previous certificate stays in use."
-            self._problem_log.report(
-                self._certificate, add_code(MessageCode.INVALID_CREDENTIAL, message), 0, logging.WARNING
-            )
+            roots = Path(self._client_ca).read_bytes()
+        self._context = context
+        self._grpc_configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], roots)

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, Settings, SettingSource, SpoolSettings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.gateway.intake import Intake, IsAllowed
-from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind, Rejection
+from mlflow_otlp_exporter._internal.gateway.protocol import GATEWAY, Answer, AnswerKind, Rejection
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
 # Credentials at once, each with its share of the buffer and a few threads; an unused one makes room after a minute.
@@ -55,7 +55,7 @@ class ForwardingIntake(Intake):
     ) -> Answer:
         credential = headers.get("authorization", "").strip()
         if not credential or len(credential) > _MAX_CREDENTIAL_LENGTH or not credential.isprintable():
-            raise Rejection(AnswerKind.UNAUTHENTICATED, "expected the header `authorization` with MLflow's credential")
+            raise Rejection(AnswerKind.UNAUTHENTICATED, f"the {GATEWAY} forwards `authorization`, which is missing")
         intake = self._find_intake(credential)
         if intake is None:
             message = f"more than {_MAX_CREDENTIALS} clients with different credentials"

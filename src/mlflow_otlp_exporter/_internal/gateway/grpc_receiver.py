@@ -74,7 +74,7 @@ class GrpcReceiver:
             answer = rejection.answer
         except ValueError as error:
             answer = Answer(AnswerKind.MALFORMED, str(error))
-        self._metrics.answers["grpc", answer.kind.grpc_status] += 1
+        self._metrics.record_answer(answer, "grpc", answer.kind.grpc_status, context.peer())
         if answer.kind is not AnswerKind.ACCEPTED:
             _abort(answer, context)
         return build_answer_message(answer).SerializeToString()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import anyio
@@ -75,11 +76,14 @@ class HttpReceiver:
             answer = rejection.answer
         except ClientDisconnect:
             answer = Answer(AnswerKind.MALFORMED, "the client closed the connection")
-        self._metrics.answers["http", str(answer.kind.http_status)] += 1
+        client = request.client.host if request.client else "an unknown address"
+        self._metrics.record_answer(answer, "http", str(answer.kind.http_status), client)
         headers, content = encode_http_answer(answer, is_json=media_type(request.headers) != PROTOBUF)
         return Response(content, answer.kind.http_status, headers)
 
     async def _receive(self, request: Request, body_format: BodyFormat, is_allowed: IsAllowed | None) -> Answer:
+        if getattr(request.state, "is_anonymous", False):
+            raise Rejection(AnswerKind.DENIED, "expected an SSL certificate of the client")
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             raise reject_size(self._max_bytes)
@@ -117,10 +121,16 @@ def _decode_header(value: str) -> str:
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's protocol, which closes connections that send no whole head: it has no time limit for them itself."""
+    """uvicorn's protocol, which closes connections that send no whole head: it has no time limit for them itself.
+
+    Requests of clients without a certificate are marked, if the gateway has a CA for them.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.context.verify_mode is not ssl.CERT_NONE and not tls.getpeercert():
+            self.app_state = {**self.app_state, "is_anonymous": True}
         self.loop.call_later(_HEAD_SECONDS, self._watch_head, None)
 
     def _watch_head(self, previous_cycle: Any) -> None:

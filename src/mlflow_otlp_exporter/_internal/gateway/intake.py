@@ -21,10 +21,11 @@ from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumen
 from mlflow_otlp_exporter._internal.config import parsers
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.encoding.span_decoder import decode_attributes, decode_scope, decode_span
-from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind
+from mlflow_otlp_exporter._internal.gateway.protocol import GATEWAY, Answer, AnswerKind
 from mlflow_otlp_exporter._internal.gateway.trace_assembler import TraceAssembler
 from mlflow_otlp_exporter._internal.model.destination import (
     EXPERIMENT_HEADER,
+    EXPERIMENT_NAME_HEADER,
     ROUTE_ATTRIBUTES,
     RUN_HEADER,
     WORKSPACE_HEADER,
@@ -36,7 +37,6 @@ from mlflow_otlp_exporter._internal.model.spans import SpanData, estimate_bytes
 from mlflow_otlp_exporter._internal.spool.journal import SpanKey
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
-EXPERIMENT_NAME_HEADER = "x-mlflow-experiment"
 _PARSERS: Mapping[str, Callable[[Any], str]] = {
     WORKSPACE_HEADER: parsers.parse_workspace,
     EXPERIMENT_NAME_HEADER: parsers.parse_experiment_name,
@@ -206,22 +206,21 @@ class Intake:
         if is_allowed is not None and not origin.reason:
             destination = self._default.for_trace(origin.resource.attributes)
             if not is_allowed(destination):
-                reason = f"the token does not allow {describe_destination(destination)}"
+                reason = f"the tokens file of the {GATEWAY} does not allow {destination.label} for this token"
                 return _Origin(origin.resource, reason, _DENIED)
         return origin
 
     def _build_origin(self, resource_spans: Any, route: Route | None) -> _Origin:
         attributes = decode_attributes(resource_spans.resource)
-        if route is None:
-            try:
-                route = _validate_route(read_route(attributes))
-            except ValueError as error:
-                return _Origin(Resource({}), f"resource attributes: {error}", "malformed")
+        try:
+            route = _validate_route(merge_routes(route, read_route(attributes)))
+        except ValueError as error:
+            return _Origin(Resource({}), f"resource attributes: {error}", "malformed")
         own_attributes = {name: value for name, value in attributes.items() if name not in ROUTE_ATTRIBUTES}
         if route is not None:
             own_attributes |= {name: value for name, value in zip(_ATTRIBUTES, route, strict=True) if value}
         resource = Resource(own_attributes, resource_spans.schema_url or None)
-        name = describe_destination(self._default.for_trace(own_attributes))
+        name = self._default.for_trace(own_attributes).label
         if name not in self._destinations:
             if len(self._destinations) >= self._max_destinations:
                 reason = f"more than {self._max_destinations} destinations"
@@ -256,7 +255,7 @@ class Intake:
                 self._assembler.add(span, now)
                 resource = span.resource
                 if id(resource) not in names:
-                    names[id(resource)] = describe_destination(self._default.for_trace(resource.attributes))
+                    names[id(resource)] = self._default.for_trace(resource.attributes).label
                 self.counts.received[names[id(resource)]] += 1
             if len(self._taken) >= _MAX_TAKEN_SPANS:
                 self._taken, self._previously_taken = set(), self._taken
@@ -345,6 +344,16 @@ def read_header_route(headers: Mapping[str, str]) -> Route | None:
     )
 
 
+def merge_routes(headers: Route | None, resource: Route | None) -> Route | None:
+    """Take each part from the headers if they name it, else from the resource.
+
+    A resource that names no workspace means that of the headers. Otherwise ids of another workspace are dropped.
+    """
+    if headers is None or resource is None:
+        return headers or resource
+    return headers.merge_into(resource._replace(workspace=resource.workspace or headers.workspace))
+
+
 def _validate_route(route: Route | None) -> Route | None:
     """Check the parts of a route; raises ValueError."""
     if route is not None:
@@ -354,9 +363,3 @@ def _validate_route(route: Route | None) -> Route | None:
         if route.run_id and len(route.run_id) > _MAX_RUN_ID_LENGTH:
             raise ValueError(f"expected a run id of at most {_MAX_RUN_ID_LENGTH} characters")
     return route
-
-
-def describe_destination(destination: Destination) -> str:
-    """Return `workspace/experiment`, which tokens name; the default workspace is empty."""
-    experiment = destination.experiment or destination.experiment_id or destination.service_name or "Default"
-    return f"{destination.workspace or ''}/{experiment}"

@@ -7,6 +7,7 @@ in Prometheus' format are those of OpenTelemetry's Prometheus exporters: the sam
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -18,14 +19,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.exporter_metrics import DURATION, Instrument, observe
-from mlflow_otlp_exporter._internal.gateway.intake import Intake, describe_destination
+from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.gateway.intake import Intake
+from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind
 from mlflow_otlp_exporter._internal.model.destination import Destination
 
 # The destinations with most spans, and the first ones that requests were sent to; the others are counted as `other`.
 _MAX_DESTINATIONS, _OTHER = 100, "other"
 # OpenTelemetry's default buckets are those for milliseconds.
 _BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# A client with a wrong token sends again and again.
+_REJECTION_LOG_SECONDS = 60.0
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -40,14 +46,31 @@ class GatewayMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._named_destinations: set[str] = set()
+        self._unlogged: Counter[AnswerKind] = Counter()  # rejected requests
+        self._logged_at: dict[AnswerKind, float] = {}
 
     def observe(self, intake: Intake) -> None:
         observe(self.provider, _INTAKE, intake, {})
         observe(self.provider, _ANSWERS, self, {})
 
+    def record_answer(self, answer: Answer, protocol: str, status: str, client: str) -> None:
+        """Count an answer, and log at most once a minute that clients' credentials are rejected."""
+        self.answers[protocol, status] += 1
+        if answer.kind not in (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED):
+            return
+        is_denied = answer.kind is AnswerKind.DENIED
+        code = MessageCode.GATEWAY_DENIED if is_denied else MessageCode.GATEWAY_UNAUTHENTICATED
+        self._unlogged[answer.kind] += 1
+        now = time.monotonic()
+        if now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS:
+            self._logged_at[answer.kind] = now
+            count = self._unlogged.pop(answer.kind)
+            message = "Rejected %d requests with %s over %s, the last one from %s: %s [%s]"
+            logger.warning(message, count, status, protocol, client, answer.message, code)
+
     def name_destination(self, destination: Destination) -> str:
         """Return the name of a destination in the durations of requests, whose series stay until the end."""
-        name = describe_destination(destination)
+        name = destination.label
         if name not in self._named_destinations and len(self._named_destinations) >= _MAX_DESTINATIONS:
             return _OTHER
         self._named_destinations.add(name)

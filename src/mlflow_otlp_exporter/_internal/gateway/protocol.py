@@ -20,6 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_json, parse_protobuf
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
+# Clients recognise answers about credentials by it, also behind a Collector.
+GATEWAY = "mlflow-otlp gateway"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 _AUTO_DETECT = zlib.MAX_WBITS | 32  # gzip or zlib
 

@@ -89,7 +89,7 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     exporter_metrics.name_destination = metrics.name_destination
     pipeline = Pipeline(_hide_routes(settings), None, exporter_metrics)
     pipeline.set_trace_filter(settings.app.noise)
-    tokens = TokenFile(Path(gateway.gateway_tokens_file), pipeline.problem_log) if gateway.gateway_tokens_file else None
+    tokens = TokenFile(Path(gateway.gateway_tokens_file)) if gateway.gateway_tokens_file else None
     if gateway.gateway_forward_authorization:
         if tokens is not None:
             raise ConfigurationError("gateway_tokens_file and gateway_forward_authorization exclude each other")
@@ -110,7 +110,7 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
         headers=[("server", f"{SERVER_NAME}/{__version__}")],
         timeout_graceful_shutdown=_GRACEFUL_SECONDS,
     )
-    certificates = CertificateFiles.open(gateway, pipeline.problem_log)
+    certificates = CertificateFiles.open(gateway)
     if certificates is not None:
         config.load()
         config.ssl = certificates.make_http_context()
@@ -178,6 +178,7 @@ def _configure_logging() -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
     # Else one line for each malformed request, as of a port scanner.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     logger.setLevel(logging.INFO)

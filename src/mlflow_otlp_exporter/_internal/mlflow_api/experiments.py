@@ -264,6 +264,6 @@ def _no_rest_api_message(destination: Destination) -> str:
     )
     return (
         f"{problem}, because no MLflow server answers next to the OTLP endpoint: spans are sent without an experiment "
-        "header. Behind a Collector, configure the Collector to add the header x-mlflow-experiment-id; otherwise set "
-        "experiment_id=, or MLFLOW_TRACKING_URI for the lookup"
+        "header. A gateway reads the name from the spans; a Collector must add the header x-mlflow-experiment-id; "
+        "otherwise set experiment_id=, or MLFLOW_TRACKING_URI for the lookup"
     )

@@ -173,5 +173,8 @@ def format_console_url(url: str, experiment_id: str, trace_id: int | None, works
 
 def explain_missing(outcome: ExportOutcome) -> str:
     if outcome.status == 404 and "tr-" in outcome.message:
-        return "MLflow does not have the trace yet; flush() sends its spans, check=False returns the address anyway"
+        return (
+            "MLflow does not have the trace yet; flush() sends its spans, which a Collector or gateway may hold for "
+            "some time; check=False returns the address anyway"
+        )
     return outcome.message or "the server's answer names no experiment"

@@ -35,6 +35,7 @@ def plain_experiment_id(experiment_id: str) -> str:
 
 
 EXPERIMENT_HEADER = "x-mlflow-experiment-id"
+EXPERIMENT_NAME_HEADER = "x-mlflow-experiment"  # only a gateway reads it
 WORKSPACE_HEADER = "x-mlflow-workspace"
 RUN_HEADER = "x-mlflow-run-id"
 # The longest name of an experiment in MLflow 3.17; ids and workspaces are shorter.
@@ -95,7 +96,15 @@ class Destination(_DestinationFields):
     @property
     def name(self) -> str:
         """Workspace and experiment, which accept or reject spans regardless of their run."""
-        return f"{self.workspace}/{self.trace_experiment_id or self.experiment or self.experiment_id}"
+        return f"{self.workspace or ''}/{self.trace_experiment_id}" if self.trace_experiment_id else self.label
+
+    @property
+    def label(self) -> str:
+        """`workspace/experiment` for metrics, messages and tokens; the default workspace is empty.
+
+        The id comes first, because it decides where spans go if both it and a name are set.
+        """
+        return f"{self.workspace or ''}/{self.experiment_id or self.experiment or self.service_name or 'Default'}"
 
     def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> "Destination":
         """Return the destination of a trace: its route overrides the resource's attributes, which override this one."""

@@ -5,7 +5,6 @@ docs/answers.md lists.
 """
 
 import email.utils
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import HttpResponse, TransportError
@@ -58,6 +58,9 @@ def classify_error(error: TransportError) -> ExportOutcome:
 def classify_response(response: HttpResponse) -> ExportOutcome:
     """Classify a response by its status, headers and body."""
     outcome = _classify_response(response)
+    if response.status in (401, 403) and "mlflow-otlp gateway" in outcome.message:  # also behind a Collector
+        is_unknown = response.status == 401
+        return replace(outcome, code=MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED)
     if outcome.code in _AMBIGUOUS_CODES and _is_foreign(response):
         outcome = outcome._replace(is_foreign=True)
     if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
@@ -116,7 +119,7 @@ def _is_foreign(response: HttpResponse) -> bool:
         return False
     if response.status in (404, 405):
         return not error_code(response)  # any FastAPI application answers `{"detail": "Not Found"}`
-    content = _parse_json(response.body)
+    content = parse_json(response.body)
     is_own = isinstance(content, dict) and ("detail" in content or bool(error_code(response)))
     return not is_own and not response.body.startswith(_OWN_TEXTS)
 
@@ -138,7 +141,7 @@ def _wrong_protocol_code(response: HttpResponse, text: str) -> MessageCode | Non
     status = response.status
     if status == 400 and re.search(_TLS_REQUIRED, response.body[:_MAX_TITLE_BYTES]):
         return MessageCode.TLS_REQUIRED
-    if status == 400 and "SSL certificate" in text:  # nginx
+    if status in (400, 403) and "SSL certificate" in text:  # nginx, the gateway
         return MessageCode.TLS_REJECTED
     is_http2_only = status in (426, 505) or (status == 415 and "grpc" in text.lower())
     return MessageCode.HTTP2_ONLY if is_http2_only else None
@@ -208,7 +211,7 @@ def _parse_partial_success(body: bytes) -> tuple[int, str, bool]:
     """
     message = None if body[:1] in (b"{", b"[") else _parse_protobuf(body)
     if message is None:
-        content = _parse_json(body)
+        content = parse_json(body)
         partial = content.get("partialSuccess") or content.get("partial_success") if isinstance(content, dict) else None
         if not isinstance(partial, dict):
             is_own = isinstance(content, dict) and set(content) <= {"partialSuccess", "partial_success"}
@@ -247,16 +250,9 @@ def _is_destination_error(response: HttpResponse, text: str) -> bool:
     return response.status in (400, 422) and any(word in text.lower() for word in ("experiment", "workspace"))
 
 
-def _parse_json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):  # RecursionError: nested by a thousand levels
-        return None
-
-
 def error_code(response: HttpResponse) -> str:
     """MLflow's error code of a response; empty if there is none."""
-    content = _parse_json(response.body)
+    content = parse_json(response.body)
     if isinstance(content, dict):
         error = content.get("error")
         code = error.get("code") if isinstance(error, dict) else content.get("error_code")
@@ -268,7 +264,7 @@ def server_message(response: HttpResponse) -> str:
     """The server's message, from any of MLflow's five error formats; cut, on one line, without SQL parameters."""
     # About missing and forbidden objects, MLflow quotes only names, with whole sentences between them.
     sanitize = _to_one_line if response.status in (403, 404) else sanitize_server_text
-    content = _parse_json(response.body)
+    content = parse_json(response.body)
     if isinstance(content, dict):
         error, detail = content.get("error"), content.get("detail")
         if isinstance(error, dict):

@@ -62,7 +62,9 @@ _PROTOBUF = {"content-type": "application/x-protobuf"}
 _STEP_BY_CODE = {
     MessageCode.UNAUTHENTICATED: "credentials",
     MessageCode.CREDENTIAL_UNAVAILABLE: "credentials",
+    MessageCode.GATEWAY_UNAUTHENTICATED: "credentials",
     MessageCode.PERMISSION_DENIED: "write",
+    MessageCode.GATEWAY_DENIED: "write",
     MessageCode.WORKSPACES_DISABLED: "workspace",
     MessageCode.WORKSPACE_NOT_FOUND: "workspace",
     MessageCode.WORKSPACE_REQUIRED: "workspace",
@@ -282,7 +284,9 @@ class ServerChecks:
             if self._needs_experiment:
                 yield create_failure("experiment", MessageCode.EXPERIMENT_REQUIRED, messages)
             else:
-                yield CheckResult("experiment", CheckStatus.OK, messages or "chosen by the receiver of the spans")
+                setting = self._destination.experiment
+                detail = f"{setting!r} ({self._experiment_source()}), looked up" if setting else "chosen"
+                yield CheckResult("experiment", CheckStatus.OK, f"{detail} by the receiver of the spans")
         else:
             name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
             detail = f"{name}id {resolved} ({self._experiment_source()}){f'; {messages}' if messages else ''}"
