@@ -276,6 +276,32 @@ def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: floa
             MessageCode.HOST_NOT_ALLOWED,
         ),
         (HttpResponse(403, {}, b"Permission denied"), MessageCode.PERMISSION_DENIED),
+        # A gateway, also behind a Collector, which passes its message on.
+        (
+            HttpResponse(
+                403,
+                JSON,
+                body(
+                    {
+                        "code": 7,
+                        "message": "1 spans dropped: the tokens file of the mlflow-otlp gateway does not allow a/b",
+                    }
+                ),
+            ),
+            MessageCode.GATEWAY_DENIED,
+        ),
+        (
+            HttpResponse(
+                401,
+                JSON,
+                body({"message": "rpc error: the tokens file of the mlflow-otlp gateway does not have this token"}),
+            ),
+            MessageCode.GATEWAY_UNAUTHENTICATED,
+        ),
+        (
+            HttpResponse(403, JSON, body({"message": "expected an SSL certificate of the client"})),
+            MessageCode.TLS_REJECTED,
+        ),
         (
             HttpResponse(403, JSON, body({"error": {"code": "PERMISSION_DENIED", "message": "Permission denied"}})),
             MessageCode.PERMISSION_DENIED,

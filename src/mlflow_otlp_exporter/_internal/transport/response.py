@@ -60,7 +60,7 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
     outcome = _classify_response(response)
     if response.status in (401, 403) and "mlflow-otlp gateway" in outcome.message:  # also behind a Collector
         is_unknown = response.status == 401
-        return replace(outcome, code=MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED)
+        return outcome._replace(code=MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED)
     if outcome.code in _AMBIGUOUS_CODES and _is_foreign(response):
         outcome = outcome._replace(is_foreign=True)
     if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
