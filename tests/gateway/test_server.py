@@ -263,7 +263,14 @@ def test_client_ca_that_is_replaced_applies_to_new_connections(tmp_path: Path) -
 def test_gateway_with_certificate_of_another_key_ends_with_2(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     server, other = authority.certificate("server"), authority.certificate("other")
-    arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(server.file), "--key-file", str(other.key))
+    arguments: tuple[str, ...] = (
+        "--listen",
+        "127.0.0.1:0",
+        "--certificate-file",
+        str(server.file),
+        "--key-file",
+        str(other.key),
+    )
     assert f"{server.file} is not usable: the key is not that of the certificate" in run_gateway(*arguments)
     arguments = ("--listen", "127.0.0.1:0", "--certificate-file", str(server.file))
     assert f"{server.file} is not usable: its private key is missing: set gateway_key_file" in run_gateway(*arguments)
