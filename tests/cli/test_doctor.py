@@ -607,6 +607,55 @@ def test_doctor_names_step_and_fix_of_a_broken_set_up(
     assert not has_marker(json.dumps(steps))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "state"),
+    [
+        ("OTEL_SDK_DISABLED", "true", "failed"),
+        ("MLFLOW_OTLP_ENABLED", "false", "failed"),
+        ("OTEL_TRACES_SAMPLER", "always_off", "failed"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off", "failed"),
+        ("MLFLOW_TRACE_SAMPLING_RATIO", "0", "failed"),
+        ("MLFLOW_OTLP_NOISE", "*", "failed"),
+        ("MLFLOW_TRACE_SAMPLING_RATIO", "0.5", "warning"),
+    ],
+)
+def test_doctor_with_setting_that_leaves_no_span_names_its_variable(
+    variable: str, value: str, state: str, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.like_mlflow()
+    world.set(**{variable: value})
+    status, steps = run_doctor(capsys)
+    tracing = steps.pop("tracing")
+    assert (tracing["state"], tracing["code"], status) == (state, "MLO-702", 1 if state == "failed" else 0)
+    assert f"environment variable {variable}" in tracing["found"]
+    assert f"`{variable}`" in tracing["fix"]
+    assert steps["write"]["state"] == "ok"
+    assert "failed" not in {step["state"] for step in steps.values()}
+
+
+def test_doctor_with_sampler_by_ratio_warns(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.like_mlflow()
+    world.set(OTEL_TRACES_SAMPLER="traceidratio", OTEL_TRACES_SAMPLER_ARG="0.01")
+    status, steps = run_doctor(capsys)
+    assert (steps["tracing"]["state"], status) == ("warning", 0)
+    assert "OTEL_TRACES_SAMPLER" in steps["tracing"]["found"]
+
+
+def test_doctor_that_fails_itself_prints_json_and_ends_with_2(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: Any) -> None:
+        raise IndexError(SECRET)
+
+    world.like_mlflow()
+    world.patch.setattr(server_checks, "check_connection", fail)
+    assert main_module.main(["doctor", "--json"]) == 2
+    output = json.loads(capsys.readouterr().out)
+    assert output["works"] is False
+    assert output["steps"][-1]["step"] == "doctor"
+    assert (output["steps"][-1]["state"], output["steps"][-1]["code"]) == ("failed", "MLO-901")
+    assert "IndexError" in output["steps"][-1]["found"]
+    assert not has_marker(json.dumps(output))
+
+
 def test_rows_have_different_names() -> None:
     assert len(ROWS) >= 25
     assert len({row.name for row in ROWS}) == len(ROWS)

@@ -472,7 +472,13 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         ),
     ),
     MessageCode.EXPORT_DISABLED: Entry(
-        ("Export to MLflow is disabled by ...", "Dropped ... spans: the exporter is shut down"),
+        (
+            "Export to MLflow is disabled by ...",
+            "No trace is recorded, because of the sampler: ...",
+            "No trace was sent: the sampler recorded 0 of ...; sampler: ...",
+            "Dropped ... spans: the exporter is shut down",
+        ),
+        "`OTEL_SDK_DISABLED` and `OTEL_TRACES_SAMPLER` are OpenTelemetry's variables, which a platform may set.",
     ),
     MessageCode.ATTRIBUTES_DROPPED: Entry(
         (

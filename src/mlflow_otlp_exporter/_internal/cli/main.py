@@ -8,6 +8,7 @@ import importlib.resources
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,7 @@ _EXIT_CODES = """\
 exit status:
   0      done; also of a dry run
   1      a check failed, spans were not delivered, or the output could not be written
-  2      wrong command line or setting
+  2      wrong command line or setting, or an error of this library
   127    the command of `run` or `record` was not found
   run and record pass on the status of the command; 128 and its number after a signal"""
 _TARGET_SETTINGS = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
@@ -77,12 +78,21 @@ def _target_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run_doctor(options: argparse.Namespace) -> int:
     # Imported here, as in the other commands, because only this command needs them.
-    from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus
+    from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckStatus, create_failure
     from mlflow_otlp_exporter._internal.cli.doctor.server_checks import run_checks
     from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 
-    results = []
-    for result in run_checks(_target_settings(options), os.environ, DEFAULTS):
+    results, has_crashed = [], False
+    checks = run_checks(_target_settings(options), os.environ, DEFAULTS)
+    while not has_crashed:
+        try:
+            result = next(checks, None)
+        except Exception as error:  # noqa: BLE001 - programs read the output, which must stay complete
+            has_crashed, code = True, MessageCode.INTERNAL_ERROR
+            traceback.print_exc()
+            result = create_failure("doctor", code, f"an error of the doctor itself: {type(error).__name__}")
+        if result is None:
+            break
         results.append(result)
         if not options.json and not result.is_consequence:
             print("\n".join(result.lines()), flush=True)
@@ -98,6 +108,8 @@ def _run_doctor(options: argparse.Namespace) -> int:
         print("\nThe endpoint takes traces. Whether they reach MLflow is unknown: see `read back` above.")
     else:
         print("\nIt works. If traces are missing, see the symptoms in docs/troubleshooting.md.")
+    if has_crashed:
+        return 2
     return 1 if failed_steps else 0
 
 

@@ -379,9 +379,9 @@ HINTS: Mapping[MessageCode, Hint] = {
         "`MLFLOW_OTLP_BUFFER_BYTES`, or sample with `MLFLOW_TRACE_SAMPLING_RATIO`.",
     ),
     MessageCode.EXPORT_DISABLED: Hint(
-        "`enabled=False`, `MLFLOW_OTLP_ENABLED=false` or `OTEL_SDK_DISABLED=true` is set, or spans ended after "
-        "`shutdown()`.",
-        "Unset the variable; call `shutdown()` last.",
+        "A setting leaves no span, such as `OTEL_SDK_DISABLED=true`, `MLFLOW_OTLP_ENABLED=false`, "
+        "`OTEL_TRACES_SAMPLER=always_off` or a small ratio; or spans ended after `shutdown()`.",
+        "Unset the variable that the message names; call `shutdown()` last.",
     ),
     MessageCode.ATTRIBUTES_DROPPED: Hint(
         "OpenTelemetry keeps 128 attributes per span by default; a conversation has more.",

@@ -95,6 +95,13 @@ def resolve_app(arguments: Mapping[str, Any]) -> AppSettings:
     return AppSettings(**_Resolver(arguments, None, {}).resolve_fields(AppSettings))
 
 
+def find_enabled_source(arguments: Mapping[str, Any]) -> SettingSource:
+    """Return what sets `enabled`, for the message that names it."""
+    resolver = _Resolver(arguments, None, {})
+    resolver.resolve_fields(AppSettings)
+    return resolver._sources["enabled"]  # noqa: SLF001 - of this module
+
+
 def resolve_buffer(arguments: Mapping[str, Any]) -> BufferSettings:
     return BufferSettings(**_Resolver(arguments, None, {}).resolve_fields(BufferSettings))
 

@@ -19,7 +19,7 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import APPLY_CONTEXT, is_sampled, sampling_bound
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
-from mlflow_otlp_exporter._internal.setup.tracer_provider import watch_sampler
+from mlflow_otlp_exporter._internal.setup.tracer_provider import log_disabled, watch_sampler
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
@@ -54,10 +54,7 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
             buffer, app = resolve_buffer({}), resolve_app({})
             if not app.enabled:
                 self.is_disabled = True
-                logger.info(
-                    "Export to MLflow is disabled by MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED. [%s]",
-                    MessageCode.EXPORT_DISABLED,
-                )
+                log_disabled({})
                 return
             super().__init__(**arguments)
             self._app = app

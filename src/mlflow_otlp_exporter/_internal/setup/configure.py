@@ -35,6 +35,8 @@ from mlflow_otlp_exporter._internal.setup.telemetry import (
 )
 from mlflow_otlp_exporter._internal.setup.tracer_provider import (
     add_processor,
+    describe_sampler,
+    log_disabled,
     resolve_provider,
     unwrap_provider,
     watch_sampler,
@@ -162,7 +164,7 @@ def configure(
             else:
                 previous.shutdown()
         use_provider(tracer_provider)
-        _log_summary(settings, app, origin)
+        _log_summary(settings, app_arguments if not app.enabled else None, provider, origin)
         if app.enabled:
             if pipeline is not None and app.verbose is not False:
                 from mlflow_otlp_exporter._internal.setup.first_run import announce
@@ -262,14 +264,15 @@ def _create_disabled_telemetry(provider: object, exporter: MLflowSpanExporter) -
     return Telemetry(provider, exporter, processor, worker_of(processor))
 
 
-def _log_summary(settings: Settings | None, app: AppSettings, origin: str) -> None:
-    if not app.enabled:
-        logger.info(
-            "Export to MLflow is disabled by enabled=, MLFLOW_OTLP_ENABLED or OTEL_SDK_DISABLED. [%s]",
-            MessageCode.EXPORT_DISABLED,
-        )
+def _log_summary(
+    settings: Settings | None, disabling_arguments: Mapping[str, Any] | None, provider: object, origin: str
+) -> None:
+    if disabling_arguments is not None:
+        log_disabled(disabling_arguments)
         return
     target = "the exporter of argument exporter=" if settings is None else summarize_settings(settings)
+    sampler = describe_sampler(provider)
+    origin += f"; sampler: {sampler}" if sampler else ""
     logger.info("Sending traces to %s; tracer provider: %s [%s]", target, origin, MessageCode.EXPORT_CONFIGURED)
     if settings is not None:
         for line in describe_unknown_variables(os.environ):

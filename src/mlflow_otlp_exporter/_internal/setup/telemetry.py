@@ -9,8 +9,10 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.types import SourceType
@@ -18,12 +20,14 @@ from mlflow_otlp_exporter._internal.config.describe import describe_target
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
+from mlflow_otlp_exporter._internal.setup.tracer_provider import CallerSampler, describe_sampler
 from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
 
 # A trace id for the check of the other arguments if there is no trace.
 _NO_TRACE = "tr-" + "f" * 32
 FLUSH_TIMEOUT_SECONDS, SHUTDOWN_TIMEOUT_SECONDS = 30.0, 10.0
 _DISPLAY_TIMEOUT_SECONDS = 2.0
+_NOTHING_SAMPLED = "No trace was sent: the sampler recorded 0 of %d; sampler: %s [%s]"
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,17 @@ class Telemetry:
         Returns:
             The outcome of the spans since the last flush.
         """
+        is_first = not self._is_closed
         self._close_worker(timeout, self.exporter.shutdown)
+        if is_first:
+            self._log_unsampled()
         return self._flush_result(all_delivered=True)
+
+    def _log_unsampled(self) -> None:
+        sampler, has_sampled = self.tracer_provider.sampler, self._worker is None or self._worker.last_trace_id
+        if isinstance(sampler, CallerSampler) and sampler.dropped_root_count and not has_sampled:
+            description = describe_sampler(self.tracer_provider)
+            logger.info(_NOTHING_SAMPLED, sampler.dropped_root_count, description, MessageCode.EXPORT_DISABLED)
 
     def _end_open_spans(self) -> None:
         """End the open spans of a process that a signal ends: without its root, a trace would stay in progress."""

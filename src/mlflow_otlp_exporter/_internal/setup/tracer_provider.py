@@ -5,20 +5,23 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.config.models import AppSettings
+from mlflow_otlp_exporter._internal.config.resolver import find_enabled_source
 
 # OpenTelemetry's default is 128, and a span drops its first attributes first: a conversation of 30 messages loses the
 # kind of its span.
@@ -78,6 +81,46 @@ def unwrap_provider(provider: object) -> object:
     return wrapped if not isinstance(provider, TracerProvider) and isinstance(wrapped, TracerProvider) else provider
 
 
+def log_disabled(arguments: Mapping[str, Any]) -> None:
+    """Log which setting disables the export; `arguments` are those of the application."""
+    source = find_enabled_source(arguments)
+    logger.info("Export to MLflow is disabled by %s. [%s]", source, MessageCode.EXPORT_DISABLED)
+
+
+def describe_sampler(provider: object) -> str:
+    """Describe a provider's sampler and its source for the log; empty for OpenTelemetry's default."""
+    if not isinstance(provider, TracerProvider):
+        return ""
+    try:
+        description = str(provider.sampler.get_description())
+        default: Sampler = DEFAULT_ON
+        if description == default.get_description():
+            return ""
+        is_from_environment = description == create_environment_sampler().get_description()
+    except BaseException as error:
+        if must_propagate(error):
+            raise
+        description, is_from_environment = type(provider.sampler).__name__, False
+    root = re.match(r"ParentBased{root:([^,]{1,100}),", description)
+    source = "environment variable OTEL_TRACES_SAMPLER" if is_from_environment else "of the tracer provider"
+    return f"{root[1] if root else description[:100]} ({source})"
+
+
+def create_environment_sampler() -> Sampler:
+    """Return the sampler of `OTEL_TRACES_SAMPLER`, which providers have by default."""
+    return TracerProvider(resource=Resource({}), shutdown_on_exit=False).sampler
+
+
+def can_sample(sampler: Sampler, *, all_traces: bool = False) -> bool:
+    """Return whether a sampler records any trace without caller, or all: samplers compare the id with a bound."""
+    try:
+        return sampler.should_sample(None, (1 << 64) - 1 if all_traces else 0, "").decision is not _DROP
+    except BaseException as error:
+        if must_propagate(error):
+            raise
+        return True
+
+
 class CallerSampler(Sampler):
     """The sampler of a provider, and what happens to spans whose caller did not sample its trace.
 
@@ -85,8 +128,8 @@ class CallerSampler(Sampler):
     """
 
     def __init__(self, sampler: Sampler) -> None:
-        self._sampler, self._ask = sampler, sampler.should_sample
-        self.ignores_caller = False
+        self.wrapped_sampler, self._ask = sampler, sampler.should_sample
+        self.ignores_caller, self.dropped_root_count = False, 0
         self.on_unsampled: Callable[[], None] = lambda: None
 
     def should_sample(
@@ -106,6 +149,7 @@ class CallerSampler(Sampler):
             return result
         caller = trace.get_current_span(parent_context).get_span_context()
         if not (caller.is_valid and caller.is_remote) or caller.trace_flags.sampled:
+            self.dropped_root_count += not caller.is_valid
             return result
         if not self.ignores_caller:
             self.on_unsampled()
@@ -117,7 +161,7 @@ class CallerSampler(Sampler):
 
     def get_description(self) -> str:
         """Return the description of the provider's sampler."""
-        return self._sampler.get_description()
+        return self.wrapped_sampler.get_description()
 
 
 def watch_sampler(provider: TracerProvider, app: AppSettings, problem_log: ProblemLog) -> None:
@@ -128,6 +172,10 @@ def watch_sampler(provider: TracerProvider, app: AppSettings, problem_log: Probl
     sampler = provider.sampler
     if not isinstance(sampler, CallerSampler):
         sampler = provider.sampler = CallerSampler(sampler)
+
+    if not can_sample(sampler.wrapped_sampler):
+        message = f"No trace is recorded, because of the sampler: {describe_sampler(provider)}"
+        problem_log.log_once(logging.WARNING, add_code(MessageCode.EXPORT_DISABLED, message))
 
     def record_unsampled() -> None:
         problem_log.stats.add(unsampled=1)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from opentelemetry.sdk.resources import Resource
+
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
+from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import summarize_settings, unknown_variables
-from mlflow_otlp_exporter._internal.config.models import Settings
+from mlflow_otlp_exporter._internal.config.models import Settings, SettingSource
 from mlflow_otlp_exporter._internal.setup.instrumentation import (
     Instrumentation,
     find_instrumentations,
@@ -22,9 +25,11 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import (
     is_distribution_installed,
     select_instrumentations,
 )
+from mlflow_otlp_exporter._internal.setup.tracer_provider import can_sample, create_environment_sampler
 from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory
 from mlflow_otlp_exporter._internal.spool.persistent_queue import folder_name_for
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
+from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.version import __version__
 
 _PACKAGES = ("opentelemetry-api", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "requests")
@@ -36,6 +41,7 @@ _WRITE_TEST_BYTES = 64 * 1024
 def run_local_checks(settings: Settings) -> Iterator[CheckResult]:
     """Check settings, packages, instrumentations and the spool."""
     yield _check_settings(settings)
+    yield _check_tracing(settings)
     yield _check_packages()
     yield check_instrumentations(find_instrumentations(), is_distribution_installed, settings.app.auto_instrument)
     yield _check_spool(settings)
@@ -56,6 +62,36 @@ def _check_settings(settings: Settings) -> CheckResult:
         fix = "Nothing, if they are for metrics or logs of another backend; otherwise set `MLFLOW_TRACKING_*`."
         return CheckResult("settings", CheckStatus.OK, detail, cause=cause, fix=fix)
     return CheckResult("settings", CheckStatus.OK, detail)
+
+
+def _check_tracing(settings: Settings) -> CheckResult:
+    """Report the setting that leaves no span, or not those of all traces."""
+    app, sources = settings.app, settings.sources
+    sampler = create_environment_sampler()
+    sampler_source = SettingSource("variable", "OTEL_TRACES_SAMPLER")
+    trace_filter = make_trace_filter(app.noise)
+    is_filtered = trace_filter is not None and trace_filter(create_test_spans(Resource({}), "doctor"))
+    for is_off, detail, source in (
+        (not app.enabled, "export is disabled", sources["enabled"]),
+        (not can_sample(sampler), "OpenTelemetry's sampler records no trace", sampler_source),
+        (app.sampling_ratio == 0, "the sampling ratio is 0", sources["sampling_ratio"]),
+        (is_filtered, f"the trace filter {','.join(app.noise)} leaves out every trace", sources["noise"]),
+    ):
+        if is_off:
+            cause, fix = f"The {source} leaves no span.", f"Unset `{source.name}`."
+            code = MessageCode.EXPORT_DISABLED
+            return CheckResult("tracing", CheckStatus.FAILED, f"{detail} ({source})", "", cause, fix, code)
+    for is_partial, detail, source in (
+        (not can_sample(sampler, all_traces=True), "OpenTelemetry's sampler records not all traces", sampler_source),
+        (app.sampling_ratio < 1, f"{app.sampling_ratio:g} of the traces are sent", sources["sampling_ratio"]),
+    ):
+        if is_partial:
+            cause, fix = "The other traces are missing in MLflow.", f"Unset `{source.name}` to send all traces."
+            code = MessageCode.EXPORT_DISABLED
+            return CheckResult("tracing", CheckStatus.WARNING, f"{detail} ({source})", "", cause, fix, code)
+    is_default = sources["noise"].kind == "default"
+    note = "" if is_default else f"; the trace filter is {','.join(app.noise)} ({sources['noise']})"
+    return CheckResult("tracing", CheckStatus.OK, f"on{note}")
 
 
 def _check_packages() -> CheckResult:

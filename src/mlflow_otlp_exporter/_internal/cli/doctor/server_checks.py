@@ -50,11 +50,12 @@ from mlflow_otlp_exporter._internal.transport.response import classify_error, cl
 
 TIMEOUT_SECONDS = 5.0
 STEPS = (
-    *("settings", "packages", "instrumentations", "spool"),
+    *("settings", "tracing", "packages", "instrumentations", "spool"),
     *("proxy", "name", "connection", "tls"),
     *("server", "clock", "endpoint", "credentials", "workspace", "experiment"),
     *("write", "read back", "delete"),
 )
+_INDEPENDENT_STEPS = ("tracing", "spool")
 # MLflow 3.6 to 3.17 check everything about a request without spans, and store nothing.
 _REQUEST_WITHOUT_SPANS = b"\x0a\x00"
 _PROTOBUF = {"content-type": "application/x-protobuf"}
@@ -89,7 +90,7 @@ def run_checks(
     for result in _run_until_failure(arguments, environment, defaults):
         yield result
         last_step = result.step
-        has_failed = has_failed or (result.status is CheckStatus.FAILED and result.step != "spool")
+        has_failed = has_failed or (result.status is CheckStatus.FAILED and result.step not in _INDEPENDENT_STEPS)
     if has_failed:
         for step in STEPS[STEPS.index(last_step) + 1 :]:
             yield CheckResult(step, CheckStatus.SKIPPED, f"because {last_step} failed", is_consequence=True)

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import set_span_in_context
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from mlflow_otlp_exporter._internal.mlflow_api.server import RestResult, request_json
 from mlflow_otlp_exporter._internal.transport.http_types import Transport
@@ -19,20 +18,34 @@ from mlflow_otlp_exporter._internal.transport.http_types import Transport
 _CHILD_NAME = "a step of it"
 _QUESTION = "Does a trace arrive?"
 _POLL_SECONDS = 0.25
+_DURATION_NS = 100_000
 
 
 def create_test_spans(resource: Resource, trace_name: str) -> list[ReadableSpan]:
     """Create a trace of two spans with input, output and type, which the console shows."""
-    memory = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(memory))
-    tracer = provider.get_tracer("mlflow-otlp-exporter")
-    attributes = {"openinference.span.kind": "CHAIN", "input.value": _QUESTION, "output.value": "It does."}
-    root = tracer.start_span(trace_name, attributes=attributes)
-    tracer.start_span(_CHILD_NAME, context=set_span_in_context(root), attributes=attributes).end()
-    root.end()
-    provider.shutdown()
-    return list(memory.get_finished_spans())
+    # Not with a tracer, whose spans depend on OTEL_SDK_DISABLED and other variables.
+    generator, now = RandomIdGenerator(), time.time_ns()
+    trace_id, scope = generator.generate_trace_id(), InstrumentationScope("mlflow-otlp-exporter")
+    root, child = (
+        SpanContext(trace_id, generator.generate_span_id(), is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        for _ in range(2)
+    )
+    return [
+        ReadableSpan(
+            name=name,
+            context=context,
+            parent=parent,
+            resource=resource,
+            attributes={"openinference.span.kind": "CHAIN", "input.value": _QUESTION, "output.value": "It does."},
+            instrumentation_scope=scope,
+            start_time=now,
+            end_time=now + duration_ns,
+        )
+        for name, context, parent, duration_ns in (
+            (_CHILD_NAME, child, root, _DURATION_NS // 2),
+            (trace_name, root, None, _DURATION_NS),
+        )
+    ]
 
 
 def mlflow_trace_id_of(spans: list[ReadableSpan]) -> str:
