@@ -82,6 +82,7 @@ class _Plan(NamedTuple):
     groups: Mapping[str, list[tuple[str, str, str]]]  # flattened attributes: key, index, remaining path
     # The keys of role and content by message, if all messages have a content and no other field.
     pairs: Mapping[str, list[tuple[str | None, str]]]
+    message_keys: Mapping[str, tuple[str, ...]]  # all keys of a group of messages
     has_messages: bool
 
 
@@ -157,11 +158,12 @@ def _make_plan(keys: tuple[str, ...]) -> _Plan:
         segments = key.split(".", 3)
         if len(segments) > 2 and segments[1] in _GROUP_NAMES:
             groups.setdefault(segments[1], []).append((key, segments[2], segments[-1]))
-    pairs = {}
+    pairs, message_keys = {}, {}
     for name in ("input_messages", "output_messages"):
         flat_keys = groups.get(name, ())
         roles = {index: key for key, index, path in flat_keys if path == "message.role"}
         contents = {index: key for key, index, path in flat_keys if path == "message.content"}
+        message_keys[name] = tuple([key for key, _, _ in flat_keys])
         is_plain = len(roles) + len(contents) == len(flat_keys) and contents.keys() >= roles.keys()
         pairs[name] = [(roles.get(index), contents[index]) for index in sorted(contents, key=index_order) if is_plain]
     names = {*keys, *[f"{group}." for group in groups]}
@@ -170,6 +172,7 @@ def _make_plan(keys: tuple[str, ...]) -> _Plan:
         [(field, read_field) for name, field, read_field in _FIELD_READERS if name in names],
         groups,
         pairs,
+        message_keys,
         not groups.keys().isdisjoint(("input_messages", "output_messages", "prompts", "choices")),
     )
 
@@ -207,8 +210,8 @@ def _read_all_messages(attributes: Mapping[str, Any], kind: Kind | None, plan: _
     """Set input and output messages, and the keys of attributes that they cover."""
     input_messages = _read_flat_messages(attributes, plan, "input_messages", "user")
     output_messages = _read_flat_messages(attributes, plan, "output_messages", "assistant")
-    covered_keys = [key for key, _, _ in plan.groups["input_messages"]] if input_messages else []
-    covered_keys += [key for key, _, _ in plan.groups["output_messages"]] if output_messages else ()
+    covered_keys = plan.message_keys["input_messages"] if input_messages else ()
+    covered_keys += plan.message_keys["output_messages"] if output_messages else ()
     if input_messages is None and "prompts" in plan.groups:
         prompts = _read_texts(attributes, SpanAttributes.LLM_PROMPTS + ".", "prompt")
         input_messages = tuple(Message("user", (Part("text", text),)) for text in prompts or ()) or None
@@ -224,7 +227,7 @@ def _read_all_messages(attributes: Mapping[str, Any], kind: Kind | None, plan: _
             input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
         if response and (output_messages is None or kind is not Kind.LLM):
             output_messages = read_response(response, is_model=kind in MODEL_KINDS) or output_messages
-    fields.update(input_messages=input_messages, output_messages=output_messages, covered_keys=tuple(covered_keys))
+    fields.update(input_messages=input_messages, output_messages=output_messages, covered_keys=covered_keys)
 
 
 def _read_flat_tools(attributes: Mapping[str, Any]) -> tuple[ToolDefinition, ...] | None:

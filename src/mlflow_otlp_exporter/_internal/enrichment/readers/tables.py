@@ -286,8 +286,7 @@ def _keep(value: Any) -> Any:
 
 # How the value of a field's attribute is parsed; without an entry, it is a text.
 PARSERS: dict[str, Callable[[Any], Any]] = {
-    "input": _keep,
-    "output": _keep,
+    **dict.fromkeys(("input", "output"), _keep),
     "usage": read_usage,
     "cost": read_cost,
     "tools": read_tools,
