@@ -253,6 +253,10 @@ def test_operator_resource_keeps_the_queue_in_its_volume() -> None:
     (claim,) = resource["spec"]["volumeClaimTemplates"]
     assert volume["name"] == claim["metadata"]["name"]
     assert volume["mountPath"] == resource["spec"]["config"]["extensions"]["file_storage/mlflow"]["directory"]
+    # The file of the queue is up to 1.4 times as large as its spans.
+    queue = exporter_of(resource["spec"]["config"])["sending_queue"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert (queue["sizer"], queue["queue_size"]) == ("bytes", 2**30)
 
 
 def test_operator_resource_sets_the_variables_of_its_configuration() -> None:

@@ -18,11 +18,13 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from mlflow_otlp_exporter import shutdown
 from mlflow_otlp_exporter._internal.cli import main
+from mlflow_otlp_exporter._internal.cli.main import read_collector_config
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS
 from mlflow_otlp_exporter._internal.setup.configure import DEFAULTS
 from mlflow_otlp_exporter.testing import RecordingEndpoint
+from support.collector import REFERENCE
 from support.documents import DOCS, FRAMEWORK_PAGES, PAGES, Block, blocks, commands, exported_variables
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
@@ -42,6 +44,7 @@ FOREIGN = {
     "mlflow",
     "npm",
     "opentelemetry-instrument",
+    "printf",
     "otelcol-contrib",
     "pytest",
     "REQUIRE_ALL=1",
@@ -233,6 +236,9 @@ TOPOLOGIES = {
     "In a pod": (
         "https://mlflow.redhat-ods-applications.svc:8443/v1/traces", "none", "support-agent", None, True, True
     ),
+    "To a gateway or Collector in the cluster": (
+        "https://mlflow-otlp-gateway.observability.svc:4318/v1/traces", "none", "support-agent", "team-a", False, False
+    ),
     "From outside the cluster": (
         "https://mlflow.apps.example.com/v1/traces", "file", "support-agent", "team-a", True, True
     ),
@@ -281,17 +287,40 @@ def test_yaml_block_against_its_schema_is_valid(block: Block) -> None:
         if "apiVersion" in document:
             for version in KUBERNETES:
                 kubernetes_validate.validate(document, version, strict=True)
+        elif "scrape_configs" in document:
+            assert block.page.name == "monitoring.md"  # tests/docs/test_monitoring.py checks it
         else:
             # A configuration file of OpenTelemetry: tests/cli/test_run.py runs an app with it.
             assert document["file_format"] == "1.0"
             assert block.page.name == "zero-code.md"
 
 
-def test_sidecar_manifest_variables_match_shell_block() -> None:
-    (block,) = blocks(ROOT / "docs" / "topologies.md", "yaml")
-    container = yaml.safe_load(block.code)["spec"]["containers"][0]
-    variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables == read_topologies()["A Collector as a sidecar"]
+def test_sidecar_manifest_matches_its_configuration_and_commands() -> None:
+    page = ROOT / "docs" / "topologies.md"
+    (block,) = blocks(page, "yaml")
+    pod = yaml.safe_load(block.code)["spec"]
+    ((sidecar,), (app,)) = pod["initContainers"], pod["containers"]
+    assert {item["name"]: item["value"] for item in app["env"]} == read_topologies()["A Collector as a sidecar"]
+    # The variables, ports and folders of the configuration.
+    text = read_collector_config("sidecar")
+    config = yaml.safe_load(text)
+    variables = {item["name"] for item in sidecar["env"]}
+    assert variables <= {reference["name"] for reference in REFERENCE.finditer(text)}
+    assert variables >= {"MLFLOW_TRACKING_URI", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_SERVER_CERT_PATH"}
+    port = sidecar["startupProbe"]["httpGet"]["port"]
+    assert config["extensions"]["health_check"]["endpoint"].endswith(f":{port}")
+    mounts = {mount["name"]: mount["mountPath"] for mount in sidecar["volumeMounts"]}
+    assert config["extensions"]["file_storage/mlflow"]["directory"].startswith(f"{mounts['queue']}/")
+    # The commands create the ConfigMap that is mounted, and its key is the name of the file.
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    words = next(
+        words for block in blocks(page, "sh") for words in commands(block) if words[1:3] == ["create", "configmap"]
+    )
+    assert words[3] == volumes["config"]["configMap"]["name"]
+    (file,) = [word.partition("=")[2] for word in words if word.startswith("--from-file=")]
+    assert sidecar["args"] == [f"--config={mounts['config']}/{file}"]
+    agent = list(yaml.safe_load_all((ROOT / "examples" / "kubernetes" / "agent.yaml").read_text()))
+    assert pod["serviceAccountName"] in {item["metadata"]["name"] for item in agent if item["kind"] == "ServiceAccount"}
 
 
 def test_getting_started_shell_blocks_with_server_succeed(mlflow_server: MLflowServer, tmp_path: Path) -> None:

@@ -269,17 +269,20 @@ def test_answers_that_a_collector_retries_and_those_after_which_it_drops_spans(
     assert results == {name: result for name, (_, result) in ANSWERS.items()}
 
 
+# For a few requests of one span. The shipped files have 1 GiB.
+SMALL_QUEUE = {
+    "exporters": {
+        "otlp_http/mlflow": {"sending_queue": {"queue_size": 1000}, "retry_on_failure": {"max_interval": "1s"}}
+    }
+}
+
+
 def test_collector_with_full_queue_rejects_spans_and_the_library_keeps_them(
     scripted_server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {
-        "exporters": {
-            "otlp_http/mlflow": {"sending_queue": {"queue_size": 2}, "retry_on_failure": {"max_interval": "1s"}}
-        }
-    }
     scripted_server.answer(Answer(503))
     names = [f"span {number}" for number in range(8)]
-    with Collector(tmp_path, "fixed-no-auth", collector_variables(scripted_server.url, "1"), changes) as collector:
+    with Collector(tmp_path, "fixed-no-auth", collector_variables(scripted_server.url, "1"), SMALL_QUEUE) as collector:
         exporter = MLflowSpanExporter(f"{collector.http}/v1/traces", timeout=1)
         for name in names:
             exporter.export(make_spans(name))
@@ -291,6 +294,21 @@ def test_collector_with_full_queue_rejects_spans_and_the_library_keeps_them(
         wait_until(lambda: collector.metric("otelcol_exporter_sent_spans") == len(names))
     accepted = scripted_server.requests[-len(names) :]
     assert {span.name for request in accepted for span in request.spans()} == set(names)
+
+
+def test_per_tenant_collector_with_full_queue_confirms_spans_and_drops_them(
+    scripted_server: ScriptedServer, tmp_path: Path
+) -> None:
+    """docs/topologies.md says so: the processor `batch` confirms spans before they are in the queue."""
+    scripted_server.answer(Answer(503))
+    variables = {**collector_variables(scripted_server.url), "MLFLOW_TRACKING_TOKEN": SECRET}
+    with Collector(tmp_path, "per-tenant", variables, SMALL_QUEUE) as collector:
+        exporter = MLflowSpanExporter(f"{collector.http}/v1/traces", experiment_id=1)
+        for number in range(8):
+            assert exporter.export(make_spans(f"span {number}")) is SpanExportResult.SUCCESS
+        assert exporter.stats().delivered == 8
+        exporter.shutdown()
+        wait_until(lambda: collector.metric("otelcol_exporter_enqueue_failed_spans") > 0)
 
 
 def test_export_to_the_grpc_port_of_a_collector_names_the_http_port(
