@@ -281,7 +281,7 @@ def test_documents_name_shipped_files() -> None:
     commands = [
         command
         for path in DOCUMENTS
-        for command in re.findall("^mlflow-otlp collector-config.*", path.read_text(), re.MULTILINE)
+        for command in re.findall("^ *mlflow-otlp collector-config.*", path.read_text(), re.MULTILINE)
     ]
     assert len(commands) >= 4
     for command in commands:

@@ -11,8 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
+from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.metrics import GatewayMetrics
 from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.spool import storage
 from support.certificates import Authority, Certificate
 from support.gateway import JSON, GatewayProcess, open_grpc_channel
 from support.otlp_bodies import encode_spans, to_json
@@ -121,6 +125,25 @@ def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:
         assert not [name for name in metrics if name.startswith("mlflow_otlp_span_dropped_total")]
         assert gateway.stop() == 0
         assert " 0 dropped" in gateway.log[-1]["message"]
+
+
+def test_intake_with_nearly_all_files_of_the_spool_takes_no_spans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small traces reach the limit of files before that of bytes."""
+    monkeypatch.setattr(storage, "MAX_FILES", 3)
+    exporter = MLflowSpanExporter(AWAY, experiment_id=1, spool=True, spool_dir=tmp_path, timeout=1)
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    intake = Intake(pipeline, None, 10)
+    reasons = []
+    for number in range(3):
+        exporter.export(make_spans(f"span {number}"))
+        assert exporter.force_flush(10_000)
+        reasons.append(intake.unavailable_reason)
+    assert reasons == ["", "", "the spool is full"]
+    assert exporter.stats().dropped == 0
+    intake.close(1)
 
 
 def test_gateway_whose_journal_cannot_be_written_answers_unavailable(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_request_above_size_limit_keeps_no_other_in_memory(
 def test_file_limit_drops_oldest_requests(
     make_storage: Callable[..., SpoolStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "_MAX_FILES", 3)
+    monkeypatch.setattr(storage_module, "MAX_FILES", 3)
     storage, requests = make_storage(), [encode_spans() for _ in range(5)]
     for request in requests:
         assert storage.append(DESTINATION, request)

@@ -34,6 +34,7 @@ from mlflow_otlp_exporter._internal.model.destination import (
     read_route,
 )
 from mlflow_otlp_exporter._internal.model.spans import SpanData, estimate_bytes
+from mlflow_otlp_exporter._internal.spool import storage
 from mlflow_otlp_exporter._internal.spool.journal import SpanKey
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
@@ -147,9 +148,10 @@ class Intake:
         queue = pipeline.persistent_queue
         if queue is not None:
             # What is in memory may have to go there, too.
-            spool_bytes = queue.storage.totals().size_bytes
+            totals = queue.storage.totals()
             max_bytes = pipeline.settings.disk.spool_max_bytes * _MAX_SPOOL_SHARE
-            if spool_bytes and spool_bytes + self.queued_byte_count >= max_bytes:
+            has_room = totals.size_bytes + self.queued_byte_count < max_bytes
+            if totals.size_bytes and not (has_room and totals.file_count < storage.MAX_FILES * _MAX_SPOOL_SHARE):
                 return "the spool is full"
         return ""
 

@@ -48,7 +48,7 @@ REJECTED_FOLDER, DAMAGED_FOLDER = "refused", "damaged"
 ABOUT_FILE = "about.txt"
 _TEMPORARY_NAME = r".+\.[0-9a-f]+-[0-9a-f]{8}\.tmp"
 _ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer has died
-_MAX_FILES = 100_000
+MAX_FILES = 100_000
 _MAX_EVICTED_FILES = 10_000  # for one new file
 # The folder of dead letters and that of damaged files may each hold an eighth of the bytes of the spool, beside them.
 _MAX_DEAD_LETTERS, _DEAD_LETTER_SHARE = 1000, 8
@@ -172,7 +172,7 @@ class SpoolStorage:
         max_bytes, totals = self._settings.spool_max_bytes, self._index.totals
         if size_bytes > max_bytes:
             raise OSError(errno.EFBIG, f"a request is larger than the spool may be ({max_bytes} bytes)")
-        excess = max(totals.size_bytes + size_bytes - max_bytes, int(totals.file_count >= _MAX_FILES))
+        excess = max(totals.size_bytes + size_bytes - max_bytes, int(totals.file_count >= MAX_FILES))
         if excess > 0:
             self._drop_oldest(excess)
         disk = shutil.disk_usage(folder)
