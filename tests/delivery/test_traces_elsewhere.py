@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.privacy.attachment_extractor import create_attachment
@@ -437,7 +437,30 @@ def test_export_of_stored_trace_of_another_service_asks_once(mlflow: FakeMLflow)
     assert len(mlflow.server.requests) == 4
 
 
-def test_export_without_remote_parent_asks_nothing(mlflow: FakeMLflow) -> None:
+@pytest.mark.parametrize("kind", [SpanKind.CLIENT, SpanKind.PRODUCER])
+def test_export_of_trace_whose_callee_sent_first_to_another_workspace_drops_its_spans(
+    mlflow: FakeMLflow, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: SpanKind
+) -> None:
+    """The caller learns from no parent that its trace is another workspace's: it has a span of a call."""
+    memory = InMemorySpanExporter()
+    with provider(memory) as tracer_provider:
+        tracer = tracer_provider.get_tracer("tests")
+        root = tracer.start_span("caller")
+        tracer.start_span("POST /callee", set_span_in_context(root), kind=kind).end()
+        root.end()
+    spans, own = memory.get_finished_spans(), make_spans("own")
+    mlflow.serve_lookups(*spans, *own)
+    mlflow.hidden = {trace_name(spans[0])}
+    exporter = new_exporter(mlflow, tmp_path, workspace="team-a")
+    export(exporter, [*spans, *own])
+    exporter.shutdown()
+    assert counts(exporter) == (1, 2)
+    assert mlflow.stored == {OWN: ["own"]}
+    assert "[MLO-418]" in caplog.text
+    assert len(dead_letters(tmp_path)) == 1
+
+
+def test_export_without_call_and_remote_parent_asks_nothing(mlflow: FakeMLflow) -> None:
     exporter = new_exporter(mlflow, workspace="team-b")
     export(exporter, make_spans("a", "b"))
     exporter.shutdown()

@@ -252,8 +252,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "in the others; or grant the token access to the other experiment.",
     ),
     MessageCode.TRACE_IN_OTHER_WORKSPACE: Hint(
-        "The caller's service sends the same trace to another workspace. A trace belongs to one workspace, and MLflow "
-        "accepts spans of other workspaces without storing them.",
+        "The caller's or the callee's service sends the same trace to another workspace. A trace belongs to one "
+        "workspace, and MLflow accepts spans of other workspaces without storing them.",
         "Set the same `MLFLOW_WORKSPACE` in all services of a trace; or pass the workspace on, with "
         '`trace_context(workspace=..., baggage=("workspace",))` in the caller and `MLFLOW_OTLP_BAGGAGE=workspace` in '
         "the others; or remove the header `traceparent` between the services of different teams.",

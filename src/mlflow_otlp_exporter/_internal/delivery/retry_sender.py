@@ -219,11 +219,11 @@ class RetrySender:
     def _separate_missing_traces(self, request: ExportRequest, timeout_seconds: float) -> list[ExportRequest]:
         """Split off accepted spans that MLflow did not store, because another workspace has a trace of the request.
 
-        MLflow 3.12 to 3.18 then stores none of the request's new traces. Missing traces with a remote parent are sent
+        MLflow 3.12 to 3.18 then stores none of the request's new traces. Missing traces that may be shared are sent
         again in a request each, the other missing ones together. A trace that is still missing after it was sent alone
         belongs to another workspace.
         """
-        remote_ids = {span.trace_id for span in request.spans if span.has_remote_parent}
+        remote_ids = {span.trace_id for span in request.spans if span.has_remote_parent or span.is_call}
         workspace = request.destination.workspace
         missing = self._locator.find_missing(remote_ids, workspace, timeout_seconds) if remote_ids else ()
         if not missing:

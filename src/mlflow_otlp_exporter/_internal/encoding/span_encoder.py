@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, Status
+from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.model.spans import (
@@ -46,6 +46,9 @@ _LOCAL_FLAGS, _REMOTE_FLAGS = (b"\x85\x01" + struct.pack("<I", flags) for flags 
 _LOCAL_LINK_FLAGS, _REMOTE_LINK_FLAGS = (b"\x35" + struct.pack("<I", flags) for flags in (0x100, 0x300))
 _pack_double = struct.Struct("<d").pack
 _pack_fixed64 = struct.Struct("<Q").pack
+
+
+_CALL_KINDS = (SpanKind.CLIENT, SpanKind.PRODUCER)
 
 
 class Repairs:
@@ -174,7 +177,8 @@ class SpanEncoder:
         resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
         cached_scope = self._scopes.get(id(span.instrumentation_scope))
         scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
-        return EncodedSpan(trace_id, span_id, parent is None, resource_framing, scope, body, (), is_remote)
+        is_call = span.kind in _CALL_KINDS
+        return EncodedSpan(trace_id, span_id, parent is None, resource_framing, scope, body, (), is_remote, is_call)
 
     def _append_events_and_links(
         self, span: ReadableSpan, events: Sequence[Event], links: Sequence[Link], pieces: list[bytes]

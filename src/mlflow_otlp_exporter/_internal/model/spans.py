@@ -202,6 +202,7 @@ class EncodedSpan(NamedTuple):
         is_root: True if the span has no parent, local or remote.
         body: The span as a field of a `ScopeSpans`, with tag and length.
         has_remote_parent: True if the span's parent is a span of another service.
+        is_call: True if the span is a call of another service, which may continue the trace.
         attachments: Files to which the span refers and that are not uploaded yet.
     """
 
@@ -213,6 +214,7 @@ class EncodedSpan(NamedTuple):
     body: bytes
     attachments: tuple[Attachment, ...] = ()
     has_remote_parent: bool = False
+    is_call: bool = False
 
 
 def varint(number: int) -> bytes:
