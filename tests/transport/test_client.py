@@ -225,6 +225,18 @@ def test_send_with_dripping_headers_through_proxy_ends_at_deadline(
     assert scripted_server.requests[0].target == "http://nowhere.invalid/v1/traces"
 
 
+def test_send_reads_the_environment_again_after_five_seconds(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = HttpClient(resolve({"endpoint": "http://nowhere.invalid/v1/traces"}).traces)
+    assert client.find_proxy() == ""
+    monkeypatch.setenv("http_proxy", scripted_server.url)
+    assert client.find_proxy() == ""
+    later = time.monotonic() + 5.0
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert client.find_proxy() == scripted_server.url.removeprefix("http://")
+
+
 def test_send_after_request_in_time_is_not_cut_off(scripted_server: ScriptedServer) -> None:
     """The deadline of a request does not affect the next request on the same socket."""
     client = make_client(scripted_server)

@@ -90,11 +90,7 @@ class Batcher:
 
         An SDK span takes six times its encoded size, so only one chunk is in that form at a time.
         """
-        if len(spans) > _CHUNK_SPANS:
-            return self._build(iter_chunks(spans), max_span_bytes)[0]
-        chunk = spans.copy()
-        spans.clear()
-        return self._build((chunk,), max_span_bytes)[0]
+        return self._build(iter_chunks(spans), max_span_bytes)[0]
 
     def _build(
         self, chunks: Iterable[Sequence[ReadableSpan]], max_span_bytes: float = math.inf

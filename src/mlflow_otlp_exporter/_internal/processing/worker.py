@@ -215,8 +215,7 @@ class TraceWorker:
                 2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
             )
             byte_count = buffer.byte_count
-            must_pop = is_crowded or is_flush
-            spans = buffer.pop_all(is_final=self.is_closed) if must_pop else buffer.pop_ready(now)
+            spans = buffer.pop_all(is_final=self.is_closed) if is_crowded or is_flush else buffer.pop_ready(now)
             if buffer.resent_spans:
                 # They were counted when they were sent first.
                 self._pipeline.problem_log.stats.add(delivered=-len(buffer.resent_spans))

@@ -48,7 +48,7 @@ USER_AGENT = f"OTel-OTLP-Exporter-Python/{_upstream_version} mlflow-otlp-exporte
 _CONNECT_TIMEOUT_SECONDS, _TLS_PROBE_SECONDS = 5.0, 1.0
 # uvicorn closes an idle connection after 5.00 s, which is exactly the delay of the batch processor: a request on a
 # connection that is being closed fails with a reset, and it is unknown whether the request arrived.
-_MAX_IDLE_SECONDS = 4.0
+_MAX_IDLE_SECONDS, _ENVIRONMENT_SECONDS = 4.0, 5.0
 _READ_BYTES = 65_536
 # `sendall` of a TLS socket waits with the whole timeout for each record, that of eventlet for each piece.
 _TLS_RECORD_BYTES = 16_384
@@ -214,6 +214,16 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 class _Session(requests.Session):
+    _environment: tuple[float, str, Any] = (0.0, "", None)
+
+    def merge_environment_settings(self, *arguments: Any) -> Any:
+        """Read proxies and certificates of the environment, which takes a fifth of a request's time, every 5 s only."""
+        expires_at, key, settings = self._environment
+        if time.monotonic() > expires_at or key != repr(arguments):
+            key, settings = repr(arguments), super().merge_environment_settings(*arguments)
+            self._environment = (time.monotonic() + _ENVIRONMENT_SECONDS, key, settings)
+        return settings
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Follow no redirect: even without `allow_redirects`, `requests` decodes the URL and reads the whole body."""
 
@@ -292,8 +302,7 @@ class HttpClient:
                     self._session.close()
                 response_headers = {name.lower(): value for name, value in response.headers.items()}
                 # Of an error over TLS, the proxy is not the author.
-                is_plain_error = response.status_code >= 400 and self.url.startswith("http:")
-                proxy = self.find_proxy() if is_plain_error else ""
+                proxy = self.find_proxy() if response.status_code >= 400 and self.url.startswith("http:") else ""
                 return HttpResponse(response.status_code, response_headers, body, is_complete, proxy)
         except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
             return _classify_exception(error, self.url, deadline, self.find_proxy())
