@@ -385,6 +385,33 @@ def test_spool_flush_sends_queued_requests(spool: ScriptedServer, capsys: pytest
     assert "0 spans sent, 0 queued" in run_spool(capsys, "flush")
 
 
+@pytest.mark.parametrize("creates", [False, True])
+def test_spool_flush_creates_only_experiments_that_the_earlier_run_would_have_created(
+    scripted_server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    creates: bool,
+) -> None:
+    json_headers = {"Content-Type": "application/json"}
+    missing = Answer(404, headers=json_headers, body=b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No"}')
+    created = Answer(200, headers=json_headers, body=b'{"experiment_id": "4"}')
+    scripted_server.answer(path="/api/2.0/mlflow/experiments/get-by-name", then=missing)
+    scripted_server.answer(path="/api/2.0/mlflow/experiments/create", then=DOWN)
+    scripted_server.answer(path="/api/2.0/mlflow/experiments/search", then=missing)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    exporter = MLflowSpanExporter(experiment="agenst", create_experiment=creates, spool=True, timeout=0.5)
+    exporter.export(make_spans("a"))
+    exporter.shutdown(1000)
+    scripted_server.answer(path="/api/2.0/mlflow/experiments/create", then=created)
+    scripted_server.answer(then=ACCEPTED)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
+    monkeypatch.setenv("MLFLOW_OTLP_CREATE_EXPERIMENT", "true")
+    scripted_server.requests.clear()
+    output = run_spool(capsys, "flush", "--timeout", "10", status=0 if creates else 1)
+    assert ("1 span sent" in output) is creates
+    assert any(request.path.endswith("experiments/create") for request in scripted_server.requests) is creates
+
+
 def test_spool_flush_that_takes_long_shows_progress(
     spool: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

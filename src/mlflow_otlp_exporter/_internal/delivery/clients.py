@@ -72,7 +72,8 @@ def build_clients(
         # An OTLP endpoint may be a Collector's.
         identify=partial(identify_server, api) if api and settings.traces.group is SettingGroup.MLFLOW else None,
     )
-    destination = Destination(settings.workspace, settings.experiment, settings.experiment_id, settings.run_id)
+    names = settings.workspace, settings.experiment, settings.experiment_id, settings.run_id
+    destination = Destination(*names, creation=None if settings.create_experiment else "off")
     return Clients(server, api_server, traces, api, settings.is_api_certain, experiments, otlp, destination, namespace)
 
 

@@ -100,16 +100,16 @@ class ExperimentResolver:
     def _from_settings(self, destination: Destination, timeout_seconds: float) -> str:
         workspace = destination.workspace
         if destination.experiment:
-            return self._find_or_create(workspace, destination.experiment, timeout_seconds)
+            return self._find_or_create(destination, destination.experiment, timeout_seconds)
         service = destination.service_name
         name = service or _DEFAULT_EXPERIMENT
         try:
-            experiment_id = self._find_or_create(workspace, name, timeout_seconds)
+            experiment_id = self._find_or_create(destination, name, timeout_seconds)
         except _Unresolved as error:
             if error.outcome.cause is not FailureKind.DESTINATION or name == _DEFAULT_EXPERIMENT:
                 raise
             name = _DEFAULT_EXPERIMENT
-            experiment_id = self._find_or_create(workspace, name, timeout_seconds)
+            experiment_id = self._find_or_create(destination, name, timeout_seconds)
         reason = ""
         if service:
             reason = ", named after service.name" if name == service else ", because none is named after service.name"
@@ -122,11 +122,12 @@ class ExperimentResolver:
         self._problem_log.log_once(level, add_code(MessageCode.NO_EXPERIMENT_SET, message))
         return experiment_id
 
-    def _find_or_create(self, workspace: str | None, name: str, timeout_seconds: float) -> str:
+    def _find_or_create(self, destination: Destination, name: str, timeout_seconds: float) -> str:
+        workspace = destination.workspace
         experiment_id = self._ids.get((workspace, name))
         if experiment_id is None:
             experiment_id = self._look_up(workspace, name, timeout_seconds)
-            if experiment_id is None and self._create:
+            if experiment_id is None and self._create and destination.creation is None:
                 # Of concurrent creations one succeeds; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
                 experiment_id = self._create_experiment(workspace, name, timeout_seconds) or self._look_up(
                     workspace, name, timeout_seconds

@@ -63,13 +63,15 @@ class _DestinationFields(NamedTuple):
     run_id: str | None
     service_name: str | None
     trace_experiment_id: str | None
+    creation: str | None
 
 
 class Destination(_DestinationFields):
     """Where a trace goes inside MLflow; the workspace None is the server's default.
 
     `service_name` is the resource's `service.name`, which names the experiment if none is set. `trace_experiment_id` is
-    set for traces that MLflow has in another experiment than these settings say.
+    set for traces that MLflow has in another experiment than these settings say. `creation` is `off` if a missing
+    experiment must not be created, also by a later run that sends the spans.
     """
 
     __slots__ = ()
@@ -82,12 +84,14 @@ class Destination(_DestinationFields):
         run_id: str | None = None,
         service_name: str | None = None,
         trace_experiment_id: str | None = None,
+        creation: str | None = None,
     ) -> "Destination":
         texts = (workspace, experiment, experiment_id, run_id, service_name, trace_experiment_id)
-        workspace, experiment, experiment_id, *others = map(_escape, texts)
+        workspace, experiment, experiment_id, run_id, service_name, trace_experiment_id = map(_escape, texts)
         if experiment_id:
             experiment_id = plain_experiment_id(experiment_id)
-        return super().__new__(cls, workspace, experiment, experiment_id, *others)
+        names = workspace, experiment, experiment_id, run_id, service_name, trace_experiment_id
+        return super().__new__(cls, *names, creation)
 
     @property
     def route(self) -> Route:
@@ -112,10 +116,11 @@ class Destination(_DestinationFields):
         for override in (read_route(attributes), route):
             own = own if override is None else override.merge_into(own)
         if own.experiment or own.experiment_id:
-            return Destination(*own)
+            return Destination(*own, creation=self.creation)
         name = str(attributes.get("service.name") or "").strip()
         # The SDK uses `unknown_service` if the application has no name.
-        return Destination(*own, None if not name or name.startswith("unknown_service") else name)
+        service_name = None if not name or name.startswith("unknown_service") else name
+        return Destination(*own, service_name, creation=self.creation)
 
     def headers(self, experiment_id: str | None) -> dict[str, str]:
         """Return the request headers; `experiment_id` is None if it is unknown."""

@@ -104,8 +104,7 @@ def encode_file(
 
 def read_header(content: bytes) -> tuple[FileHeader, DeliveryState]:
     """Read header and state from the first bytes of a file; raises CorruptFileError or UnsupportedVersionError."""
-    header, state, _ = _parse_header(content)
-    return header, state
+    return _parse_header(content)[:2]
 
 
 def decode_file(content: bytes) -> tuple[FileHeader, DeliveryState, list[EncodedSpan]]:

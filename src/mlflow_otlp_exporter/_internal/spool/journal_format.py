@@ -76,13 +76,15 @@ def parse_lines(content: bytes) -> tuple[list[list[Any]], int]:
 
 
 def build_header_record(header: JournalHeader) -> list[Any]:
-    return ["origins", list(header.destination.route), header.is_redacted, list(header.trace_filter)]
+    destination = header.destination
+    return ["origins", [*destination.route], header.is_redacted, [*header.trace_filter], destination.creation]
 
 
 def parse_header(record: list[Any]) -> JournalHeader:
     """Parse the record of `build_header_record`; anything may be raised for another record."""
-    _, route, is_redacted, trace_filter, *_ = record
-    return JournalHeader(Destination(*_parse_route(route)), bool(is_redacted), tuple(map(str, trace_filter)))
+    _, route, is_redacted, trace_filter, *more = record
+    destination = Destination(*_parse_route(route), creation="off" if more[:1] == ["off"] else None)
+    return JournalHeader(destination, bool(is_redacted), tuple(map(str, trace_filter)))
 
 
 def build_owner_record(owner: Resource | InstrumentationScope | None, number: int) -> list[Any]:
