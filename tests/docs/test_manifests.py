@@ -1,4 +1,4 @@
-"""The manifests of examples/kubernetes are valid for Kubernetes and for the exporter."""
+"""The manifests of examples/kubernetes and examples/gateway are valid for Kubernetes and for the exporter."""
 
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,13 @@ def test_manifest_against_kubernetes_schema_is_valid(path: Path, version: str) -
         kubernetes_validate.validate(document, version, strict=True)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_gateway_manifest_is_valid_and_its_references_match(version: str) -> None:
-    documents = list(yaml.safe_load_all((GATEWAY / "gateway.yaml").read_text()))
-    for document in documents:
-        kubernetes_validate.validate(document, version, strict=True)
-    service, secret, stateful_set = documents
-    template = stateful_set["spec"]["template"]
-    (container,) = template["spec"]["containers"]
-    variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    gateway = GatewaySettings(
+def load_gateway(name: str) -> dict[str, dict[str, Any]]:
+    """The documents of a file of the gateway, by kind."""
+    return {document["kind"]: document for document in yaml.safe_load_all((GATEWAY / name).read_text())}
+
+
+def read_gateway_settings(variables: dict[str, str]) -> GatewaySettings:
+    return GatewaySettings(
         **{
             setting.name: setting.parse(variables[setting.variables[0]])
             if setting.variables[0] in variables
@@ -52,6 +49,35 @@ def test_gateway_manifest_is_valid_and_its_references_match(version: str) -> Non
             for setting in fields_of(GatewaySettings)
         }
     )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["gateway.yaml", "gateway-rbac.yaml"])
+def test_gateway_manifests_are_valid(name: str, version: str) -> None:
+    for document in load_gateway(name).values():
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_platform_manifests_name_their_namespaces() -> None:
+    """They are applied without `--namespace`, because one file has resources of several namespaces."""
+    documents = [
+        *load_documents("collector-rbac.yaml"),
+        *(item for path in GATEWAY.glob("*.yaml") for item in yaml.safe_load_all(path.read_text())),
+    ]
+    namespaces = {
+        (document["kind"], document["metadata"].get("namespace")) for document in documents if "metadata" in document
+    }
+    assert {kind for kind, namespace in namespaces if namespace is None} == {"ClusterRole"}
+    assert {kind for kind, namespace in namespaces if namespace == "team-a"} == {"RoleBinding"}
+    assert {namespace for _, namespace in namespaces} == {None, "team-a", "observability"}
+
+
+def test_gateway_manifests_references_match() -> None:
+    service, secret, stateful_set = load_gateway("gateway.yaml").values()
+    template = stateful_set["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    gateway = read_gateway_settings(variables)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
     assert gateway.gateway_listen == f"0.0.0.0:{ports['otlp-http']}"
@@ -64,6 +90,65 @@ def test_gateway_manifest_is_valid_and_its_references_match(version: str) -> Non
     assert stateful_set["spec"]["serviceName"] == service["metadata"]["name"]
     assert service["spec"]["selector"] == template["metadata"]["labels"]
     assert template["spec"]["volumes"][0]["secret"]["secretName"] == secret["metadata"]["name"]
+    rbac = load_gateway("gateway-rbac.yaml")
+    account = rbac["ServiceAccount"]["metadata"]
+    assert template["spec"]["serviceAccountName"] == account["name"]
+    assert rbac["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", **account}]
+    assert rbac["RoleBinding"]["roleRef"]["name"] == rbac["ClusterRole"]["metadata"]["name"]
+    # It creates experiments, as the agent of agent.yaml does.
+    assert rbac["ClusterRole"]["rules"] == find_document("Role", "agent.yaml")["rules"]
+    policy = rbac["NetworkPolicy"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+    assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [
+        [ports["otlp-grpc"], ports["otlp-http"]],
+        [ports["otlp-http"]],
+    ]
+    monitor = yaml.safe_load((EXAMPLES.parent / "monitoring" / "servicemonitor.yaml").read_text())
+    assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
+    assert monitor["spec"]["endpoints"][0]["port"] in ports
+
+
+def merge(base: Any, patch: Any) -> Any:
+    """Merge as `kubectl kustomize` does: null removes a key, and items of lists with the same name are merged."""
+    if isinstance(base, dict):
+        merged = {key: value for key, value in base.items() if patch.get(key, ...) is not None}
+        merged |= {
+            key: merge(base[key], value) if key in base else value for key, value in patch.items() if value is not None
+        }
+        return merged
+    if isinstance(base, list):
+        names = [item["name"] for item in base]
+        items = [merge(item, next((other for other in patch if other["name"] == item["name"]), {})) for item in base]
+        return items + [item for item in patch if item["name"] not in names]
+    return patch
+
+
+def test_kustomization_adds_the_certificate_of_the_service_and_removes_the_group() -> None:
+    kustomization = yaml.safe_load((GATEWAY / "kustomization.yaml").read_text())
+    documents = {}
+    for name in kustomization["resources"]:
+        documents |= load_gateway(name)
+    for patch in kustomization["patches"]:
+        content = yaml.safe_load(patch["patch"])
+        kind, base = content["kind"], documents[content["kind"]]
+        assert [base["metadata"][key] == content["metadata"][key] for key in ("name", "namespace")] == [True, True]
+        documents[kind] = merge(base, content)
+        kubernetes_validate.validate(documents[kind], VERSIONS[0], strict=True)
+    pod = documents["StatefulSet"]["spec"]["template"]["spec"]
+    assert "fsGroup" not in pod["securityContext"]
+    (container,) = pod["containers"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"]}
+    (path,) = (mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "certificate")
+    assert variables["MLFLOW_OTLP_GATEWAY_CERTIFICATE_FILE"] == f"{path}/tls.crt"
+    assert variables["MLFLOW_OTLP_GATEWAY_KEY_FILE"] == f"{path}/tls.key"
+    assert set(variables) <= {name for setting in SETTINGS for name in setting.variables}
+    (secret,) = documents["Service"]["metadata"]["annotations"].values()
+    assert secrets["certificate"] == secret
+    assert secrets["tokens"] == documents["Secret"]["metadata"]["name"]
+    probes = (container["livenessProbe"], container["readinessProbe"])
+    assert [probe["httpGet"]["scheme"] for probe in probes] == ["HTTPS", "HTTPS"]
 
 
 def test_manifest_with_unknown_field_is_rejected() -> None:
