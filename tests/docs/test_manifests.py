@@ -126,7 +126,7 @@ def merge(base: Any, patch: Any) -> Any:
 
 def test_kustomization_adds_the_certificate_of_the_service_and_removes_the_group() -> None:
     kustomization = yaml.safe_load((GATEWAY / "kustomization.yaml").read_text())
-    documents = {}
+    documents: dict[str, Any] = {}
     for name in kustomization["resources"]:
         documents |= load_gateway(name)
     for patch in kustomization["patches"]:
