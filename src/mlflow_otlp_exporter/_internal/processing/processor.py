@@ -1,6 +1,7 @@
 """`MLflowSpanProcessor`: a span processor that sends whole traces."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -13,10 +14,11 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_
 from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, TRACE_FLAGS, TRACE_ID
-from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
-from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
 _SAMPLED = 1
 # Sampling by trace id looks at its last 64 bits.
@@ -78,11 +80,15 @@ class MLflowSpanProcessor(SpanProcessor):
         self._worker: TraceWorker | None = None
         self._attach(exporter, None)
 
-    def _attach(self, exporter: MLflowSpanExporter, app: AppSettings | None) -> TraceWorker | None:
+    def _attach(self, exporter: MLflowSpanExporter, app: AppSettings | None) -> "TraceWorker | None":
         settings = resolve_app(self._app_arguments) if app is None else app
         buffer = resolve_buffer(self._buffer_arguments)
         pipeline, worker = pipeline_of(exporter), None
         if pipeline is not None:
+            # Imported here, as in the exporter: applications that only import do not pay for it.
+            from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
+            from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+
             pipeline.set_trace_filter(settings.noise)
             trace_filter = make_trace_filter(settings.noise)
             worker = TraceWorker(pipeline, buffer, has_start_events=True, trace_filter=trace_filter)
@@ -144,17 +150,17 @@ class MLflowSpanProcessor(SpanProcessor):
 
 def attach_exporter(
     processor: MLflowSpanProcessor, exporter: MLflowSpanExporter, app: AppSettings | None = None
-) -> TraceWorker | None:
+) -> "TraceWorker | None":
     """Let a processor, which no provider can remove, send to this exporter from now on; return its worker, if any."""
     return processor._attach(exporter, app)  # noqa: SLF001 - no public method, for set-up only
 
 
-def worker_of(processor: MLflowSpanProcessor) -> TraceWorker | None:
+def worker_of(processor: MLflowSpanProcessor) -> "TraceWorker | None":
     """Return the worker that collects the spans; None if the exporter is off."""
     return processor._worker  # noqa: SLF001 - no public attribute, for set-up only
 
 
-def detach_worker(processor: MLflowSpanProcessor, worker: TraceWorker) -> None:
+def detach_worker(processor: MLflowSpanProcessor, worker: "TraceWorker") -> None:
     """Let a processor ignore spans from now on, if it still has this worker."""
     if worker_of(processor) is worker:
         processor._worker = None  # noqa: SLF001 - no public method, for set-up only

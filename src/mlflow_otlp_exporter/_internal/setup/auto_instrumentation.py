@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -18,11 +18,12 @@ from mlflow_otlp_exporter._internal.config.models import AppSettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter
 from mlflow_otlp_exporter._internal.processing.processor import APPLY_CONTEXT, is_sampled, sampling_bound
-from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.setup.tracer_provider import log_disabled, watch_sampler
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
-from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
 _DISABLE_TIMEOUT_MILLIS = 5000
 _exporters: weakref.WeakSet[AutoInstrumentationSpanExporter] = weakref.WeakSet()
@@ -56,6 +57,9 @@ class AutoInstrumentationSpanExporter(MLflowSpanExporter):
                 self.is_disabled = True
                 log_disabled({})
                 return
+            from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
+            from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
+
             super().__init__(**arguments)
             self._app = app
             assert self._pipeline is not None

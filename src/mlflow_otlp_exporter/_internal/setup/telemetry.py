@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -19,9 +19,11 @@ from mlflow_otlp_exporter._internal.common.types import SourceType
 from mlflow_otlp_exporter._internal.config.describe import describe_target
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
-from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from mlflow_otlp_exporter._internal.setup.tracer_provider import CallerSampler, describe_sampler
 from mlflow_otlp_exporter._internal.tracing.parents import find_current_span
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
 # A trace id for the check of the other arguments if there is no trace.
 _NO_TRACE = "tr-" + "f" * 32
@@ -66,7 +68,7 @@ class Telemetry:
         tracer_provider: TracerProvider,
         exporter: MLflowSpanExporter,
         processor: MLflowSpanProcessor,
-        worker: TraceWorker | None,
+        worker: "TraceWorker | None",
     ) -> None:
         self.tracer_provider = tracer_provider
         self.exporter = exporter
