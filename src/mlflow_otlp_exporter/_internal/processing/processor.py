@@ -84,8 +84,7 @@ class MLflowSpanProcessor(SpanProcessor):
         settings = resolve_app(self._app_arguments) if app is None else app
         buffer = resolve_buffer(self._buffer_arguments)
         pipeline, worker = pipeline_of(exporter), None
-        if pipeline is not None:
-            # Imported here, as in the exporter: applications that only import do not pay for it.
+        if pipeline is not None:  # only then is the worker imported, as in the exporter
             from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
             from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 
