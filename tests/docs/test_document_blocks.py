@@ -38,6 +38,7 @@ PYTHON = [page for page in PAGES if page not in FRAMEWORK_PAGES and blocks(page,
 VENDORS = {"phoenix", "traceloop"}
 # Programs of other projects: this module does not check their arguments.
 FOREIGN = {
+    "curl",
     "eval",
     "git",
     "kubectl",
@@ -338,3 +339,23 @@ def test_getting_started_shell_blocks_with_server_succeed(mlflow_server: MLflowS
         output += done.stdout
     assert len(server_blocks) == 2
     assert "It works." in output
+
+
+@pytest.mark.needs("curl")
+def test_workspace_of_a_local_server_takes_a_trace(workspace_server: MLflowServer, tmp_path: Path) -> None:
+    start, use = (block.code for block in blocks(ROOT / "docs" / "experiments.md", "sh"))
+    assert "--enable-workspaces" in start
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # The fixture's server has another port, and tests of other modules may have created team-a.
+    code = use.replace("http://localhost:5000", workspace_server.uri).replace("team-a", "team-on-the-page")
+    done = subprocess.run(
+        ["sh", "-euc", code],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert workspace_server.experiment("support-agent", "team-on-the-page") is not None

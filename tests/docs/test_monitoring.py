@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from mlflow_otlp_exporter import MLflowSpanExporter, Stats
+from support.documents import blocks
 from support.environments import ROOT
 from support.gateway import GatewayProcess
 from support.otlp_bodies import encode_spans
@@ -116,6 +118,27 @@ def test_alerts_are_complete_and_described_on_the_page() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
         assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
     assert re.findall(r"^\| `(Mlflow\w+)`", PAGE, re.MULTILINE) == [rule["alert"] for rule in rules]
+
+
+def test_commands_on_the_page_make_a_prometheus_rule_of_the_alerts(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "monitoring.md", "sh")
+    commands = [line for line in block.code.splitlines() if not line.startswith("kubectl ")]
+    (tmp_path / "alerts.yaml").write_text((MONITORING / "alerts.yaml").read_text())
+    subprocess.run(["sh", "-euc", "\n".join(commands)], cwd=tmp_path, check=True)
+    rule = yaml.safe_load((tmp_path / "rule.yaml").read_text())
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert [item for group in rule["spec"]["groups"] for item in group["rules"]] == read_rules()
+
+
+def test_scrape_configuration_on_the_page_finds_the_gateways_of_the_manifest() -> None:
+    (block,) = blocks(ROOT / "docs" / "monitoring.md", "yaml")
+    configuration = yaml.safe_load(block.code)
+    assert configuration["rule_files"] == ["alerts.yaml"]
+    (names,) = configuration["scrape_configs"][0]["dns_sd_configs"]
+    service = next(yaml.safe_load_all((ROOT / "examples" / "gateway" / "gateway.yaml").read_text()))
+    metadata = service["metadata"]
+    assert names["names"] == [f"{metadata['name']}.{metadata['namespace']}.svc.cluster.local"]
+    assert names["port"] in {port["port"] for port in service["spec"]["ports"] if port["name"] == "otlp-http"}
 
 
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])

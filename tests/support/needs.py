@@ -42,6 +42,7 @@ NEEDS = {
         ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
         "Debian: apt-get install chromium",
     ),
+    "curl": Need(("curl",), "Debian: apt-get install curl"),
     # tests/collector needs the Go release that its go.mod names, or a Go that downloads that release.
     "go": Need(("go",), "Debian: apt-get install golang-go", ("/usr/local/go/bin",)),
     "java": Need(("java",), "Debian: apt-get install default-jdk-headless"),
