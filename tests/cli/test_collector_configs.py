@@ -222,18 +222,22 @@ def test_sidecar_differs_from_fixed_only_in_its_addresses() -> None:
 
 
 def test_gateway_passes_whole_traces_with_their_destination_to_one_replica_without_a_queue() -> None:
-    config = load_config("gateway", GATEWAY_HOST="gateway.example.com", GATEWAY_TOKEN="planted-token")
+    config = load_config("gateway", GATEWAY_HOST="gateway.example.com")
     exporter = config["exporters"]["load_balancing/mlflow"]
     assert exporter["routing_key"] == "traceID"
     assert exporter["resolver"] == {"dns": {"hostname": "gateway.example.com", "port": "4317"}}
     protocol = exporter["protocol"]["otlp"]
     assert protocol["auth"]["authenticator"] in config["service"]["extensions"]
+    assert protocol["tls"] == {"insecure": False, "ca_file": "", "server_name_override": "gateway.example.com"}
+    # Retries choose among the gateways again, and an attempt ends before them.
+    assert exporter["timeout"] > protocol["timeout"]
+    assert (exporter["retry_on_failure"]["enabled"], protocol["retry_on_failure"]["enabled"]) == (True, False)
     # The client gets the answer of the gateway.
     assert not protocol["sending_queue"]["enabled"]
     assert "sending_queue" not in exporter
     headers = config["extensions"]["headers_setter/mlflow"]["headers"]
     assert {header["key"]: header.get("from_context") for header in headers} == {
-        "authorization": None,
+        "authorization": "authorization",
         **{f"x-mlflow-{key}": f"x-mlflow-{key}" for key in ("workspace", "experiment-id", "experiment", "run-id")},
     }
     assert all(protocol["include_metadata"] for protocol in config["receivers"]["otlp"]["protocols"].values())

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -216,6 +217,22 @@ def test_gateway_with_tls_and_client_ca_takes_clients_with_certificate_only(tmp_
         assert [line["logger"] for line in gateway.log if "Rejected" in line["message"]] == ["mlflow_otlp_exporter"]
 
 
+@pytest.mark.needs("openssl")
+def test_log_has_lines_of_json_only_also_for_clients_that_speak_no_tls(tmp_path: Path) -> None:
+    """gRPC wrote lines of its own about failed handshakes, which no JSON parser reads."""
+    server = Authority(tmp_path / "ca").certificate("server")
+    arguments = ["--experiment-id", "1", "--certificate-file", str(server.file), "--key-file", str(server.key)]
+    with GatewayProcess(tmp_path, AWAY, arguments) as gateway:
+        for port in (gateway.port, gateway.grpc_port):
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                with suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+        assert gateway.stop() == 0
+        assert {line["logger"] for line in gateway.log} == {"mlflow_otlp_exporter"}
+
+
 def read_certificate(gateway: GatewayProcess, authority: Authority) -> bytes:
     """Return the certificate of a new connection."""
     return ssl.PEM_cert_to_DER_cert(
@@ -375,6 +392,9 @@ def test_doctor_recognises_gateway(scripted_server: ScriptedServer, tmp_path: Pa
     assert ", a gateway" in done.stdout
     assert "requires no experiment" in done.stdout
     assert "was accepted" in done.stdout
+    # The trace may be on the gateway's disk only.
+    assert "It works" not in done.stdout
+    assert "Whether they reach MLflow is unknown: see `read back` above." in done.stdout
 
 
 def test_gateway_open_to_all_without_tokens_warns(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ TREE = {
     "OpenAI Chat Completions": "agent",
     "get_weather": "agent",
 }
-TOKEN = "planted-token"
 
 
 @contextmanager
@@ -62,16 +61,13 @@ def test_trace_of_java_javascript_and_python_components_is_complete(
 ) -> None:
     jars, agent_folder = install_java_libraries(), install_agent()
     experiment = mlflow_server.create_experiment("polyglot")
-    tokens = tmp_path / "tokens.json"
-    tokens.write_text(json.dumps({TOKEN: [f"/{experiment}"]}))
     stub = OpenAIStub()
     with ExitStack() as stack:
         stack.callback(stub.stop)
-        arguments = ["--tokens-file", str(tokens)]
-        gateway = stack.enter_context(GatewayProcess(tmp_path / "gateway", mlflow_server.uri, arguments))
+        gateway = stack.enter_context(GatewayProcess(tmp_path / "gateway", mlflow_server.uri))
         resolver = {"dns": None, "static": {"hostnames": [f"127.0.0.1:{gateway.grpc_port}"]}}
         changes: dict[str, Any] = {"exporters": {"load_balancing/mlflow": {"resolver": resolver}}}
-        variables = {"GATEWAY_HOST": "localhost", "GATEWAY_TOKEN": TOKEN}
+        variables = {"GATEWAY_HOST": "localhost", "GATEWAY_INSECURE": "true"}
         collector = stack.enter_context(Collector(tmp_path / "collector", "gateway", variables, changes))
         tool, tool_port = stack.enter_context(
             running([sys.executable, "tool.py", collector.http, experiment], cwd=SOURCES)
