@@ -331,8 +331,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "gateway_client_ca_file", GatewaySettings, parsers.parse_readable_file, ("MLFLOW_OTLP_GATEWAY_CLIENT_CA_FILE",)
     ).describe(
-        "`mlflow-otlp gateway`: a file with the CA certificates of clients; spans are taken only from clients with one of "
-        "their certificates (mTLS)."
+        "`mlflow-otlp gateway`: a file with the CA certificates of clients; spans are taken only from clients with "
+        "a certificate of them (mTLS)."
     ),
     Setting(
         "gateway_max_request_size",
