@@ -510,6 +510,8 @@ def test_enrich_any_span_succeeds_and_can_be_encoded(spans: list[ReadableSpan], 
             for key, value in own.items():
                 if (key, value) == ("mlflow.spanType", "null"):
                     continue  # MLflow's SDK writes it on spans without a type; the server would display it as a type
+                if key == "session.id" and enriched.span.parent is not None:
+                    continue  # the spans of a trace get the root's session
                 assert enriched.attributes.get(key) == value or key.startswith(renamed) or value != value  # noqa: PLR0124
 
 
@@ -830,3 +832,17 @@ def test_enrich_llama_index_events_shows_call_tool_and_documents() -> None:
         {}, name="Retriever.retrieve", events=[Event("RetrievalEndEvent", {"nodes": nodes, "str_or_query_bundle": "q"})]
     )
     assert (parse_inputs(retrieval), parse_outputs(retrieval)[0]["page_content"]) == ("q", "Spans.")
+
+
+def test_session_of_root_replaces_that_of_spans_below() -> None:
+    """MLflow takes the session of a trace from the first span that has one."""
+    framework = {"openinference.span.kind": "CHAIN", "session.id": "thread"}
+    below, helper, root = enrich_spans(
+        span(2, {"openinference.span.kind": "CHAIN", "metadata": '{"thread_id": "thread"}'}, parent=1),
+        span(3, {"session.id": "context"}, parent=2),
+        span(1, {**framework, "mlflow.trace.session": "updated"}),
+    )
+    assert [item.attributes["session.id"] for item in (below, helper, root)] == ["updated"] * 3
+    assert "mlflow.trace.session" not in root.attributes
+    helper, root = enrich_spans(span(3, {"session.id": "context"}, parent=1), span(1, framework))
+    assert [item.attributes["session.id"] for item in (helper, root)] == ["thread"] * 2

@@ -50,9 +50,13 @@ def tracer(processor: Stamping) -> Iterator[Tracer]:
 
 
 def attributes(span: trace.Span) -> dict[str, Any]:
+    """The attributes, without the copy of the session that a root has (tested below)."""
     assert isinstance(span, Span)
     span.end()
-    return dict(span.attributes or {})
+    values = dict(span.attributes or {})
+    copy = values.pop(attribute_names.TRACE_SESSION, None)
+    assert copy in (None, values.get(attribute_names.SESSION_ID))
+    return values
 
 
 def route(span: trace.Span) -> Route | None:
@@ -163,6 +167,17 @@ def test_attributes_of_application_win(tracer: Tracer) -> None:
         span = tracer.start_span("root", attributes={"session.id": "of the app"})
         span.set_attribute("user.id", "of the app")
     assert attributes(span) == {"session.id": "of the app", "user.id": "of the app"}
+
+
+def test_root_keeps_its_session_if_a_framework_replaces_the_attribute(tracer: Tracer) -> None:
+    with trace_context(session="s-1"):
+        root = tracer.start_span("root")
+        child = tracer.start_span("child", set_span_in_context(root))
+    assert isinstance(root, Span)
+    assert isinstance(child, Span)
+    root.set_attribute("session.id", "thread")
+    assert dict(root.attributes or {}) == {"session.id": "thread", "mlflow.trace.session": "s-1"}
+    assert dict(child.attributes or {}) == {"session.id": "s-1"}
 
 
 def test_openinference_context_managers_nest_with_trace_context(tracer: Tracer) -> None:

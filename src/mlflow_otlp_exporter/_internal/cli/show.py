@@ -102,8 +102,11 @@ class ShownTrace:
         name = shorten(root.name if root is not None else "-", _NAME_LENGTH)
         yield f"{paint(name, 'bold')}  {paint(state, 'green' if state == 'OK' else 'red')}  {'  '.join(facts)}"
         details = {"trace": f"tr-{self.trace_id}"}
+        metadata = _read_object(self.info.get("trace_metadata"))
         for label in ("session", "user"):
-            details[label] = next((value for span in self.spans if (value := getattr(span, label))), "")
+            details[label] = str(metadata.get(f"mlflow.trace.{label}") or "") or next(
+                (value for span in self.spans if (value := getattr(span, label))), ""
+            )
         yield "  ".join(f"{paint(label, 'dim')} {shorten(value, 80)}" for label, value in details.items() if value)
         for label, preview in (("request", "request_preview"), ("response", "response_preview")):
             if text := str(self.info.get(preview) or ""):

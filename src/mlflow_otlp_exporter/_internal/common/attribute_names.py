@@ -35,6 +35,8 @@ SPAN_TYPE = "mlflow.spanType"
 SPAN_INPUTS, SPAN_OUTPUTS = "mlflow.spanInputs", "mlflow.spanOutputs"
 USAGE = "mlflow.chat.tokenUsage"
 TRACE_TAG = "mlflow.traceTag."
+# The session that the application set, on the root only: a framework may replace `session.id` when the span ends.
+TRACE_SESSION = "mlflow.trace.session"
 LINKED_PROMPTS = "mlflow.traceTag.mlflow.linkedPrompts"
 WORKSPACE, EXPERIMENT = "mlflow.workspace", "mlflow.experiment"
 EXPERIMENT_ID, RUN_ID = "mlflow.experiment_id", "mlflow.run_id"

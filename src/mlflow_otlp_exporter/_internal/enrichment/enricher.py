@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
+from mlflow_otlp_exporter._internal.common.attribute_names import SESSION_ID, TRACE_SESSION
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys, evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
@@ -163,8 +164,7 @@ def _duration(call: CallSummary) -> int:
 def _is_single_call(members: Sequence[SpanState]) -> bool:
     """Whether a trace is the call of a model and nothing else: there is nothing to share."""
     span = members[0]
-    is_call = span.parent_id is None and span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES
-    return is_call and len(members) == 1
+    return span.parent_id is None and span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES and len(members) == 1
 
 
 def read_span(span: ReadableSpan) -> SpanState:
@@ -175,11 +175,11 @@ def read_span(span: ReadableSpan) -> SpanState:
         attributes = dict(span_attributes.copy() if hasattr(span_attributes, "copy") else span_attributes)
         span_type = attributes.get(mlflow.TYPE)
         if span_type == "null":
-            # MLflow's SDK in the same app puts it onto the spans of others.
-            del attributes[mlflow.TYPE]
+            del attributes[mlflow.TYPE]  # MLflow's SDK in the same app puts it onto the spans of others
         elif isinstance(span_type, str) and span_type[:1] == '"':
-            # The SDK writes JSON; the server would search for the type with its quotes.
-            attributes[mlflow.TYPE] = span_type.strip('"')
+            attributes[mlflow.TYPE] = span_type.strip('"')  # of the SDK's JSON; the server would search for the quotes
+        if TRACE_SESSION in attributes:
+            attributes[SESSION_ID] = attributes.pop(TRACE_SESSION)
     state = SpanState(span, attributes)
     keys = tuple(attributes)
     known_prefixes = _find_prefixes(keys)

@@ -210,20 +210,20 @@ def _limit_text(value: Any) -> str | None:
 
 def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSummary]) -> None:
     """Set session, user, tags, metadata and prompts of a root from the spans of its trace, nearest first."""
-    tags: dict[str, None] = {}
-    metadata: dict[str, Any] = {}
-    prompts: dict[Prompt, None] = {}
+    tags, metadata, prompts = dict[str, None](), dict[str, Any](), dict[Prompt, None]()
     session = user = None
     for member in members:
         normalized = member.normalized
         if normalized is EMPTY:
             continue
         session, user = session or normalized.session, user or normalized.user
+        if normalized.session != session and normalized.session and isinstance(member, SpanState):
+            member.attributes["session.id"] = session  # MLflow takes that of any span
         if normalized.prompt is not None and normalized.prompt.version:
             prompts[normalized.prompt] = None
         if normalized.tags:
             tags.update(dict.fromkeys(normalized.tags))
-        for key, value in (normalized.metadata or {}).items():
-            metadata.setdefault(key, value)
+        if normalized.metadata:
+            metadata |= {key: value for key, value in normalized.metadata.items() if key not in metadata}
     root.trace_fields = NormalizedSpan(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
     root.prompts = tuple(prompts)

@@ -256,7 +256,9 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
         if route is None or not any(route):
             route = read_route(_copy_attributes(span)) if span.attributes else None
         routing.on_root_start(trace_id, span, route)
-    if attributes:
+        if attributes:
+            _add_root_attributes(span, attributes)
+    elif attributes:
         _add_missing_attributes(span, attributes)
 
 
@@ -282,7 +284,7 @@ def _update_open_root(context: Context, route: Route) -> None:
         _warn_late_destination(current.trace_id, route)
     if root is not None and root.is_recording() and isinstance(trace_attributes, TraceAttributes):
         identity = {key: value for key in (names.SESSION_ID, names.USER_ID) if (value := context.get(key))}
-        _add_missing_attributes(root, {**trace_attributes.attributes, **identity})
+        _add_root_attributes(root, {**trace_attributes.attributes, **identity})
 
 
 def _warn_late_destination(trace_id: int, route: Route) -> None:
@@ -302,6 +304,13 @@ def _warn_late_destination(trace_id: int, route: Route) -> None:
 def _add_missing_attributes(span: Span, attributes: Mapping[str, Any]) -> None:
     present = _copy_attributes(span)
     span.set_attributes({key: value for key, value in attributes.items() if key not in present})
+
+
+def _add_root_attributes(span: Span, attributes: dict[str, Any]) -> None:
+    session = attributes.get(names.SESSION_ID)
+    if session is not None and _copy_attributes(span).get(names.SESSION_ID, session) == session:
+        attributes[names.TRACE_SESSION] = session
+    _add_missing_attributes(span, attributes)
 
 
 def _copy_attributes(span: Span) -> Mapping[str, Any]:

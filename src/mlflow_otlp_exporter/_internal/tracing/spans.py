@@ -232,6 +232,8 @@ def update_trace(
         for key, value in ((names.SESSION_ID, session), (names.USER_ID, user)):
             if value is not None and (text := str(value).strip()):
                 attributes[key] = text
+        if names.SESSION_ID in attributes:
+            attributes[names.TRACE_SESSION] = attributes[names.SESSION_ID]
         root.set_attributes(attributes)
         if name is not None and str(name).strip():
             root.update_name(str(name).strip())
