@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -61,12 +60,13 @@ print(json.dumps(traces))
 
 
 @pytest.fixture(scope="module")
-def traces(mlflow_server: MLflowServer) -> Iterator[dict[str, tuple[str, str | None]]]:
+def traces(mlflow_server: MLflowServer) -> dict[str, tuple[str, str | None]]:
     variables = {"MLFLOW_TRACKING_URI": mlflow_server.uri, "MLFLOW_EXPERIMENT_NAME": "sessions"}
     command = [sys.executable, "-W", "ignore", "-c", APP]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    yield json.loads(done.stdout)
+    result: dict[str, tuple[str, str | None]] = json.loads(done.stdout)
+    return result
 
 
 def test_session_of_a_langgraph_trace_is_the_most_explicit_one_whatever_helpers_are_traced(
