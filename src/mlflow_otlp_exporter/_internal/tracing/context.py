@@ -229,6 +229,7 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
     context = get_current() if parent_context is None else parent_context
     entered = _entered.get() if _is_used else None
     parent = span.parent if context else None  # an empty context has none
+    add_attributes: Callable[[Span, dict[str, Any]], None] = _add_missing_attributes
     if entered is None and not received and len(context) == (parent is not None):
         # The context holds nothing but the parent. Most applications pay only for this check with each span.
         if parent is None or parent[IS_REMOTE]:
@@ -256,10 +257,9 @@ def apply_context(span: Span, trace_id: int, parent_context: Context | None, rec
         if route is None or not any(route):
             route = read_route(_copy_attributes(span)) if span.attributes else None
         routing.on_root_start(trace_id, span, route)
-        if attributes:
-            _add_root_attributes(span, attributes)
-    elif attributes:
-        _add_missing_attributes(span, attributes)
+        add_attributes = _add_root_attributes
+    if attributes:
+        add_attributes(span, attributes)
 
 
 def _restore_entered_values(context: Context) -> Context:

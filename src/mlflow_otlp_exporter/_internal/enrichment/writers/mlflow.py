@@ -342,9 +342,8 @@ def _write_trace(span: SpanState, attributes: dict[str, Any]) -> None:
     trace_fields = span.trace_fields
     if trace_fields is None:
         return
-    for key, value in (("session.id", trace_fields.session), ("user.id", trace_fields.user)):
-        if value:
-            attributes[key] = value
+    identity = (("session.id", trace_fields.session), ("user.id", trace_fields.user))
+    attributes.update((key, value) for key, value in identity if value)
     tags: dict[str, str] = dict.fromkeys(trace_fields.tags or (), "true")
     for key, value in (trace_fields.metadata or {}).items():
         if not key.startswith(_FRAMEWORK_PREFIXES) and key not in _IDENTITY_KEYS and value is not None:
