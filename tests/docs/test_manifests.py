@@ -11,6 +11,7 @@ from mlflow_otlp_exporter._internal.cli.main import read_collector_config
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS, fields_of
+from support.collector import REFERENCE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
 GATEWAY = EXAMPLES.parent / "gateway"
@@ -52,7 +53,7 @@ def read_gateway_settings(variables: dict[str, str]) -> GatewaySettings:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["gateway.yaml", "gateway-rbac.yaml"])
+@pytest.mark.parametrize("name", ["gateway.yaml", "gateway-rbac.yaml", "collector-deployment.yaml"])
 def test_gateway_manifests_are_valid(name: str, version: str) -> None:
     for document in load_gateway(name).values():
         kubernetes_validate.validate(document, version, strict=True)
@@ -149,6 +150,34 @@ def test_kustomization_adds_the_certificate_of_the_service_and_removes_the_group
     assert secrets["tokens"] == documents["Secret"]["metadata"]["name"]
     probes = (container["livenessProbe"], container["readinessProbe"])
     assert [probe["httpGet"]["scheme"] for probe in probes] == ["HTTPS", "HTTPS"]
+
+
+def test_gateway_collector_manifest_matches_its_configuration() -> None:
+    service, deployment = load_gateway("collector-deployment.yaml").values()
+    text = read_collector_config("gateway")
+    config = yaml.safe_load(text)
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    labels = template["metadata"]["labels"]
+    assert labels == service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
+    protocols = config["receivers"]["otlp"]["protocols"].values()
+    assert {int(protocol["endpoint"].rpartition(":")[2]) for protocol in protocols} == set(ports.values())
+    health_port = int(config["extensions"]["health_check"]["endpoint"].rpartition(":")[2])
+    assert container["livenessProbe"]["httpGet"]["port"] == health_port
+    assert container["readinessProbe"]["httpGet"]["port"] == health_port
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert variables.keys() <= {reference["name"] for reference in REFERENCE.finditer(text)}
+    gateways = load_gateway("gateway.yaml")["Service"]["metadata"]
+    assert variables["GATEWAY_HOST"] == f"{gateways['name']}.{gateways['namespace']}.svc.cluster.local"
+    # The commands in the page create the ConfigMap with this key.
+    name = template["spec"]["volumes"][0]["configMap"]["name"]
+    (mount,) = container["volumeMounts"]
+    (argument,) = container["args"]
+    file = argument.removeprefix(f"--config={mount['mountPath']}/")
+    command = f"kubectl create configmap {name} --namespace observability --from-file={file}\n"
+    assert f"mlflow-otlp collector-config gateway > {file}\n{command}" in (GATEWAY / "README.md").read_text()
 
 
 def test_manifest_with_unknown_field_is_rejected() -> None:
