@@ -39,6 +39,15 @@ def test_report_repeats_are_summed_up_each_minute(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_report_without_spans_names_no_number(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    problem_log = ProblemLog(clock)
+    problem_log.report("x", "the disk is full", 0)
+    clock.now += 61
+    problem_log.report("x", "the disk is full", 0)
+    assert caplog.messages == ["the disk is full", "the disk is full [still so after 61 s]"]
+
+
 def test_report_waiting_logs_total_of_waiting_spans(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     problem_log = ProblemLog(clock)

@@ -1,6 +1,7 @@
 """The process of the gateway: tokens, TLS, metrics, full buffers, ends."""
 
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -387,9 +388,12 @@ def test_doctor_recognises_gateway(scripted_server: ScriptedServer, tmp_path: Pa
     with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"]) as gateway:
         endpoint = f"http://127.0.0.1:{gateway.port}/v1/traces"
         command = [sys.executable, "-m", "mlflow_otlp_exporter", "doctor", "--endpoint", endpoint]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        variables = {**os.environ, "MLFLOW_EXPERIMENT_NAME": "support"}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
     assert ", a gateway" in done.stdout
+    assert "'support' (environment variable MLFLOW_EXPERIMENT_NAME), looked up by the receiver" in done.stdout
+    assert "cannot be looked up" not in done.stdout
     assert "requires no experiment" in done.stdout
     assert "was accepted" in done.stdout
     # The trace may be on the gateway's disk only.

@@ -93,7 +93,8 @@ class ProblemLog:
         with self._lock:
             text = self._text(key, message)
             text.unlogged_span_count += span_count
-            line = self._rate_limited_line(key, text, f"{text.unlogged_span_count} more spans")
+            more = f"; {text.unlogged_span_count} more spans" if text.unlogged_span_count else ""
+            line = self._rate_limited_line(key, text, more)
             if line is not None:
                 text.unlogged_span_count = 0
                 if span_count and line == message:
@@ -104,7 +105,7 @@ class ProblemLog:
     def report_waiting(self, key: str, message: str, span_count: int, *, is_own: bool = True) -> None:
         """Log that `span_count` spans are waiting now, in total; `is_own` is false for spans of another run."""
         with self._lock:
-            line = self._rate_limited_line(key, self._text(key, message), f"{_format_spans(span_count)} now")
+            line = self._rate_limited_line(key, self._text(key, message), f"; {_format_spans(span_count)} now")
             self._problems[key].has_own_spans |= is_own
             if line == message:
                 line = _insert_before_code(line, f" [{_format_spans(span_count)}]")
@@ -150,7 +151,7 @@ class ProblemLog:
         if is_first:
             return text.message
         state = "still so after" if recurred_at is None else "on and off for"
-        return _insert_before_code(text.message, f" [{state} {_format_duration(now - problem.since)}; {span_count}]")
+        return _insert_before_code(text.message, f" [{state} {_format_duration(now - problem.since)}{span_count}]")
 
     def resolve(self, key: str, message: str) -> None:
         """Log that a problem is resolved, if it was logged."""
