@@ -719,7 +719,7 @@ def test_doctor_reports_queued_requests_and_keeps_them(world: World, capsys: pyt
     for _ in range(2):
         status, steps = run_doctor(capsys)
         assert status == 1
-        assert "2 spans queued in 1 requests" in steps["spool"]["found"]
+        assert "2 spans queued in 1 request;" in steps["spool"]["found"]
 
 
 def test_recording_log_collects_messages_from_info_on(caplog: pytest.LogCaptureFixture) -> None:

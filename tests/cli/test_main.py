@@ -24,7 +24,7 @@ from mlflow_otlp_exporter._internal.config.models import SpoolSettings
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
-from support.scripted_server import ACCEPTED, Answer, ScriptedServer
+from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, ScriptedServer
 from support.spans import make_spans
 from support.special_files import SPECIAL_FILES
 
@@ -410,6 +410,87 @@ def test_spool_flush_creates_only_experiments_that_the_earlier_run_would_have_cr
     output = run_spool(capsys, "flush", "--timeout", "10", status=0 if creates else 1)
     assert ("1 span sent" in output) is creates
     assert any(request.path.endswith("experiments/create") for request in scripted_server.requests) is creates
+
+
+@pytest.mark.parametrize("source", ["address", "port", "folder"])
+def test_spool_flush_from_another_address_sends_its_requests(
+    spool: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    name = {"address": spool.url, "port": spool.url.partition("//")[2], "folder": folder.name}[source]
+    with ScriptedServer() as other:
+        other.answer(then=ACCEPTED)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other.url)
+        assert "0 spans sent" in run_spool(capsys, "flush")
+        assert f"to send  mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
+        main_module.main(["doctor", "--json"])
+        steps = {step["step"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+        assert (steps["spool"]["state"], steps["spool"]["code"]) == ("warning", "MLO-512")
+        assert steps["spool"]["cause"].startswith(f"2 spans queued: spans for {spool.url}/v1/traces, sent with the")
+        assert f"`mlflow-otlp spool flush --from {folder.name}`" in steps["spool"]["fix"]
+        output = run_spool(capsys, "flush", "--from", name)
+        assert f"2 spans in 2 files taken over from {name}" in output
+        assert "2 spans sent, 0 queued" in output
+        sent = [span.name for request in other.to(TRACES_PATH) for span in request.spans()]
+        assert sorted(sent) == ["a", "b"]
+        assert main_module.main(["spool", "flush", "--from", "http://nowhere:1"]) == 2
+        assert "nothing is queued for http://nowhere:1" in capsys.readouterr().err
+
+
+def test_spool_flush_from_sends_spans_of_a_run_without_credential(
+    spool: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool.answer(path=TRACES_PATH, then=ACCEPTED)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token")
+    assert "0 spans sent" in run_spool(capsys, "flush")
+    assert "2 spans sent, 0 queued" in run_spool(capsys, "flush", "--from", spool.url)
+    assert spool.requests[-1].headers["authorization"] == "Bearer planted-token"
+
+
+def test_spool_flush_from_takes_nothing_that_another_process_sends(
+    spool: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token")
+    lock = FileLock(folder / "lock")
+    assert lock.acquire()
+    assert main_module.main(["spool", "flush", "--from", spool.url]) == 2
+    assert f"process {os.getpid()} sends these requests" in capsys.readouterr().err
+    assert "to send" not in run_spool(capsys, "status")
+    lock.release()
+    assert len(list(folder.glob("*.otlp"))) == 2
+
+
+def test_spool_flush_from_takes_journals_of_killed_processes(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    root = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter")
+    app = (
+        "import os; from mlflow_otlp_exporter import configure; from opentelemetry import trace\n"
+        "configure(durability='every-span', auto_instrument=False)\n"
+        "trace.get_tracer('killed').start_span('killed').end(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", app], check=False, timeout=60)
+    [folder] = root.iterdir()
+    assert list((folder / "journal").iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    assert "1 span sent, 0 queued" in run_spool(capsys, "flush", "--from", "127.0.0.1:1")
+    assert not list((folder / "journal").iterdir())
+
+
+def test_send_of_a_spool_file_names_the_command(spool: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    path = next(folder.glob("*.otlp"))
+    assert main_module.main(["send", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert "`mlflow-otlp spool flush`" in message
+    assert "[MLO-605]" in message
+    assert path.exists()
 
 
 def test_spool_flush_that_takes_long_shows_progress(

@@ -22,6 +22,7 @@ from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_reque
 from mlflow_otlp_exporter._internal.encoding.span_decoder import parse_json, parse_protobuf
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome
 from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.spool.file_format import MAGIC
 
 _PROGRESS_SECONDS = 5.0
 
@@ -30,6 +31,10 @@ def read_request(path: Path) -> ExportTraceServiceRequest:
     """Read a file: an OTLP request or `TracesData` in protobuf, or JSON, one or one per line."""
     try:
         content = path.read_bytes()
+        if content.startswith(MAGIC):
+            message = f"{path} is a request of the spool: send it with `mlflow-otlp spool flush` (--from, if the "
+            message += "address or the credential has changed)"
+            raise ConfigurationError(message, MessageCode.SPOOL_FILE_UNREADABLE)
         request = _parse_lines(content) if content.lstrip()[:1] in (b"{", b"[") else parse_protobuf(content)
         # Removes the fields of other signals than traces.
         request.DiscardUnknownFields()

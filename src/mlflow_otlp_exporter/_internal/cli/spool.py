@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -12,15 +13,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.cli.output import clean, paint, pluralize
-from mlflow_otlp_exporter._internal.common.files import FileLock, open_regular_file, read_regular_file, secure_directory
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
+from mlflow_otlp_exporter._internal.common.files import (
+    FileLock,
+    atomic_write,
+    create_private_directory,
+    open_regular_file,
+    read_regular_file,
+    secure_directory,
+)
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
-from mlflow_otlp_exporter._internal.spool.directory import candidate_roots
+from mlflow_otlp_exporter._internal.spool.directory import candidate_roots, create_spool_directory
 from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
 from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
@@ -51,7 +63,20 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
         "mlflow-otlp spool list --refused --workspace team-a",
     )
     listing.add_argument("--refused", action="store_true", help="list the rejected requests and the server's messages")
-    flush = add(actions, "flush", "send the queued requests of the current settings", "mlflow-otlp spool flush")
+    flush = add(
+        actions,
+        "flush",
+        "send the queued requests of the current settings",
+        "mlflow-otlp spool flush",
+        "mlflow-otlp spool flush --from http://old-host:5000",
+    )
+    flush.add_argument(
+        "--from",
+        dest="source",
+        metavar="TARGET",
+        help="also send what was queued for another address or with another credential:\n"
+        "an address, HOST:PORT, or the name of a folder of `spool status`",
+    )
     retry = add(
         actions,
         "retry",
@@ -83,6 +108,8 @@ def run_action(options: argparse.Namespace) -> int:
     if options.action == "status":
         return _print_status(settings, as_json=options.json)
     if options.action == "flush":
+        if options.source:
+            _adopt_requests(settings, options.source)
         return _flush(settings, options.timeout)
     selection = _Selection(options.workspace, options.experiment)
     if options.action == "list":
@@ -135,6 +162,75 @@ def _folders(settings: Settings) -> Iterator[Path]:
                 yield folder
 
 
+class QueuedElsewhere(NamedTuple):
+    """Requests that no process sends with the current settings."""
+
+    target: str
+    folder: Path
+    span_count: int
+    journal_count: int
+
+
+def find_queued_elsewhere(settings: Settings) -> Iterator[QueuedElsewhere]:
+    """Yield the folders of other addresses and credentials with requests that no process sends now."""
+    for folder in _folders(settings):
+        if folder.name != folder_name_for(settings):
+            span_count = Index(list_entries(folder)).totals.span_count
+            journal_count = len(list((folder / JOURNAL_FOLDER).glob("*")))
+            if (span_count or journal_count) and _find_sender(folder) == "none":
+                yield QueuedElsewhere(_describe_target(folder), folder, span_count, journal_count)
+
+
+def _describe_target(folder: Path) -> str:
+    return _read_text(folder / ABOUT_FILE) if (folder / ABOUT_FILE).exists() else clean(folder.name)
+
+
+def _is_target(folder: Path, source: str) -> bool:
+    """Return whether a folder is meant by its name or path, or by the address or host and port of its target."""
+    address = _describe_target(folder).removeprefix("spans for ").partition(", sent with ")[0]
+    addresses = (address, address.removesuffix(TRACES_PATH), urlsplit(address).netloc)
+    return source.rstrip("/") in (folder.name, str(folder), *addresses)
+
+
+def _adopt_requests(settings: Settings, source: str) -> None:
+    """Move the requests of another target to the queue of the current settings; naming the target is the consent."""
+    current_name = folder_name_for(settings)
+    folders = [folder for folder in _folders(settings) if folder.name != current_name and _is_target(folder, source)]
+    if not folders:
+        message = f"nothing is queued for {clean(source)}: `mlflow-otlp spool status` lists the targets"
+        raise ConfigurationError(message, MessageCode.SPOOL_UNAVAILABLE)
+    destination = create_spool_directory(settings.disk.spool_dir, current_name, os.environ)
+    span_count = file_count = 0
+    for folder in folders:
+        lock = FileLock(folder / _LOCK_FILE)
+        if not lock.acquire():
+            message = f"{_describe_target(folder)}: process {_read_text(lock.path)} sends these requests"
+            raise ConfigurationError(message, MessageCode.SPOOL_UNAVAILABLE)
+        try:
+            for entry in Index(list_entries(folder)):
+                _move(folder / entry.name, destination / entry.name)
+                span_count, file_count = span_count + entry.span_count, file_count + 1
+            for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}):
+                create_private_directory(destination / JOURNAL_FOLDER)
+                for path in journal.paths:
+                    _move(path, destination / JOURNAL_FOLDER / path.name)
+                    file_count += 1
+                journal.release_files()
+        finally:
+            lock.release()
+    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')} taken over from {clean(source)}")
+
+
+def _move(path: Path, destination: Path) -> None:
+    try:
+        path.replace(destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        atomic_write(destination, read_regular_file(path, spool_file.MAX_FILE_BYTES), f"{os.getpid():x}")
+        path.unlink()
+
+
 def _read_text(path: Path) -> str:
     try:
         return clean(read_regular_file(path, _MAX_TEXT_BYTES).decode(errors="replace").strip())
@@ -150,7 +246,7 @@ def _describe_folder(folder: Path, *, is_current: bool) -> dict[str, Any]:
     oldest_at = Index(list_entries(folder)).totals.oldest_at
     journals = list((folder / JOURNAL_FOLDER).glob("*"))
     return {
-        "target": _read_text(folder / ABOUT_FILE) if (folder / ABOUT_FILE).exists() else clean(folder.name),
+        "target": _describe_target(folder),
         "current": is_current,
         "folder": str(folder),
         "queued": count("") | {"oldest_seconds": round(max(0.0, time.time() - oldest_at), 1) if oldest_at else None},
@@ -183,6 +279,8 @@ def _print_status(settings: Settings, *, as_json: bool) -> int:
         if target["journal"]["files"]:
             print(f"  journal  {target['journal']['bytes']} bytes in {pluralize(target['journal']['files'], 'file')}")
         print(f"  sender   {target['sender']}")
+        if not target["current"] and target["sender"] == "none" and (oldest is not None or target["journal"]["files"]):
+            print(f"  to send  mlflow-otlp spool flush --from {clean(Path(target['folder']).name)}")
     if len(targets) > 1:
         print(f"total: {_format_counts(totals['queued'], 'request')} queued")
     if not targets:

@@ -18,6 +18,9 @@ class Hint(NamedTuple):
     fix: str = ""
 
 
+# The spool is bound to the address and the kind of credential.
+_ON_DISK = "Spans on disk keep the old address: `mlflow-otlp spool flush --from HOST:PORT` sends them to the new one."
+
 HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.INVALID_SETTING: Hint(
         "The value or the variable name has a typo, or the variable belongs to another program.",
@@ -72,7 +75,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.CONNECTION_REFUSED: Hint(
         "No server listens at this port, or it listens only on 127.0.0.1 of another machine. In a container, localhost "
         "is the container itself.",
-        "Start the server (`mlflow server --port PORT`), or set `MLFLOW_TRACKING_URI` to its address.",
+        "Start the server (`mlflow server --port PORT`), or set `MLFLOW_TRACKING_URI` to its address. " + _ON_DISK,
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
         "A firewall or NetworkPolicy drops the packets, or the host is down.",
@@ -94,7 +97,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.NOT_TLS: Hint(
         "The port speaks plain HTTP.",
-        "Set `MLFLOW_TRACKING_URI=http://HOST:PORT` instead of `https://`, or use the server's TLS port.",
+        "Set `MLFLOW_TRACKING_URI=http://HOST:PORT` instead of `https://`, or use the server's TLS port. " + _ON_DISK,
     ),
     MessageCode.PROXY: Hint(
         "The proxy of `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` is down, blocks this server or cannot reach it, such "
@@ -116,7 +119,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Check `OTEL_EXPORTER_OTLP_HEADERS`, or the argument `headers=`.",
     ),
     MessageCode.TLS_REQUIRED: Hint(
-        "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI=https://HOST:PORT` instead of `http://`."
+        "The port speaks TLS.", "Set `MLFLOW_TRACKING_URI=https://HOST:PORT` instead of `http://`. " + _ON_DISK
     ),
     MessageCode.NOT_HTTP: Hint(
         "Another service listens at this port, such as SSH, Redis or a database.",
@@ -476,7 +479,8 @@ HINTS: Mapping[MessageCode, Hint] = {
 CREDENTIAL_REJECTED = Hint(
     "The credential is wrong, expired, or for another server.",
     "Replace the credential that the message names: by a new token (`oc whoami --show-token`), or the right user and "
-    "password. A token that expires belongs into a file (`MLFLOW_TRACKING_TOKEN_FILE`), which is read again.",
+    "password. A token that expires belongs into a file (`MLFLOW_TRACKING_TOKEN_FILE`), which is read again; "
+    "after this change, `mlflow-otlp spool flush --from FOLDER` sends spans on disk (`spool status` shows FOLDER).",
 )
 # Codes whose fix names host and port of the server: HOST and PORT stand for them.
 FIXES_WITH_ADDRESS = frozenset(

@@ -28,7 +28,7 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan, encode_request
 
 VERSION = 1
-_MAGIC = b"MLFOTLP"
+MAGIC = b"MLFOTLP"
 _FIXED = struct.Struct("<7sBIII")
 _STATE = struct.Struct("<I?3xd")
 STATE_OFFSET = _FIXED.size
@@ -98,7 +98,7 @@ def encode_file(
         raise OSError(errno.EFBIG, "a request is larger than a spool file may be")
     compressed_body = zlib.compress(body, _COMPRESSION_LEVEL)
     checksum = zlib.crc32(compressed_body, zlib.crc32(encoded_header))
-    fixed = _FIXED.pack(_MAGIC, VERSION, len(encoded_header), len(compressed_body), checksum)
+    fixed = _FIXED.pack(MAGIC, VERSION, len(encoded_header), len(compressed_body), checksum)
     return b"".join((fixed, state.pack(), encoded_header, compressed_body))
 
 
@@ -154,7 +154,7 @@ def _parse_header(content: bytes) -> tuple[FileHeader, DeliveryState, int]:
     if len(content) < _HEADER_OFFSET:
         raise CorruptFileError("truncated")
     magic, version, header_length, _, _ = _FIXED.unpack_from(content)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CorruptFileError("not a spool file")
     if version != VERSION:
         raise UnsupportedVersionError(f"version {version}")

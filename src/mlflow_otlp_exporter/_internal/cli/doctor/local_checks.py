@@ -13,6 +13,8 @@ from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans
+from mlflow_otlp_exporter._internal.cli.output import pluralize
+from mlflow_otlp_exporter._internal.cli.spool import find_queued_elsewhere
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.describe import summarize_settings, unknown_variables
@@ -27,7 +29,7 @@ from mlflow_otlp_exporter._internal.setup.instrumentation import (
 )
 from mlflow_otlp_exporter._internal.setup.tracer_provider import can_sample, create_environment_sampler
 from mlflow_otlp_exporter._internal.spool.directory import create_spool_directory
-from mlflow_otlp_exporter._internal.spool.persistent_queue import folder_name_for
+from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.storage import SpoolStorage
 from mlflow_otlp_exporter._internal.tracing.trace_filter import make_trace_filter
 from mlflow_otlp_exporter._internal.version import __version__
@@ -163,7 +165,25 @@ def _check_spool(settings: Settings) -> CheckResult:
         return create_failure("spool", MessageCode.SPOOL_UNAVAILABLE, detail)
     totals = SpoolStorage(settings.disk, name, "", RecordingLog()).totals()
     free = shutil.disk_usage(folder).free // 1_000_000
-    detail = f"{folder}: {totals.span_count} spans queued in {totals.file_count} requests; {free} MB of the disk free"
+    queued = f"{pluralize(totals.span_count, 'span')} queued in {pluralize(totals.file_count, 'request')}"
+    detail = f"{folder}: {queued}; {free} MB of the disk free"
+    journal_count = len(list((folder / JOURNAL_FOLDER).glob("*")))
+    if journal_count:
+        detail += f"; {pluralize(journal_count, 'file')} with spans of killed or running processes in {JOURNAL_FOLDER}/"
+    if others := list(find_queued_elsewhere(settings)):
+        cause = "; ".join(
+            f"{pluralize(other.span_count, 'span')} queued"
+            + (f", {pluralize(other.journal_count, 'file')} in {JOURNAL_FOLDER}/" if other.journal_count else "")
+            + f": {other.target}"
+            for other in others
+        )
+        command = "mlflow-otlp spool flush --from"
+        fix = (
+            f"If they belong to this server, run `{command} {others[0].folder.name}`, which sends them with these "
+            "settings. `mlflow-otlp spool status` shows all of them."
+        )
+        detail += "; spans for another address or credential are on disk, and are not sent with these settings"
+        return CheckResult("spool", CheckStatus.WARNING, detail, "", cause, fix, MessageCode.NOT_DELIVERED)
     if totals.file_count:
         cause = (
             "The server has not accepted these spans, or they were not sent yet. The next run of the app sends them."
