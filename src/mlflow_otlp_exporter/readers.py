@@ -4,7 +4,7 @@ A framework whose spans have attributes of its own describes them in its own pac
 
 ```toml
 [project.entry-points."mlflow_otlp_exporter.readers"]
-acme = "acme_tracing.mlflow:READER"
+acme = "acme_tracing.mlflow:READERS"
 ```
 
 The entry point is a `Reader`, a `Dialect`, or a list of them. It is loaded when the first span is enriched.

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mlflow_otlp_exporter import readers
 from mlflow_otlp_exporter._internal import installed_readers
-from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan, add_readers
+from mlflow_otlp_exporter._internal.enrichment.enricher import EnrichedSpan
 from mlflow_otlp_exporter._internal.installed_readers import GROUP, ExtensibleEnricher, InstalledReaders
 from mlflow_otlp_exporter.readers import Dialect, Kind, Message, NormalizedSpan, Part, Reader, SpanView, Usage
-from mlflow_otlp_exporter.testing import read_attributes, using_readers
+from mlflow_otlp_exporter.testing import read_attributes, recording, using_readers
 from support.spans import provider
 
 ATTRIBUTES = {
@@ -54,7 +55,7 @@ def install_entry_points(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return loaded
 
     yield install
-    add_readers(())
+    InstalledReaders.use(())
 
 
 def enrich(attributes: Mapping[str, Any] = ATTRIBUTES) -> Mapping[str, Any]:
@@ -225,10 +226,45 @@ def test_names_of_the_public_module_are_pinned() -> None:
         "Message": "role parts tool_calls tool_call_id name reasoning",
         "Usage": "input output total cache_read cache_write reasoning input_audio output_audio cache_write_1h",
         "SpanView": "name scope attributes events",
-        "Reader": "name prefixes read",
+        "Reader": "name prefixes read fields",
     }
 
 
 def test_module_of_readers_documents_its_group() -> None:
     assert GROUP in str(readers.__doc__)
     assert Path(readers.__file__).name == "readers.py"
+
+
+UNLISTED_NAMES = {"acme.op": "chat", "acme.in": "private question", "acme.out": "private answer", "acme.id": "7"}
+TABLE = {"kind": ("acme.op",), "input": ("acme.in",), "output": ("acme.out",)}
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [
+        Dialect("Acme", frozenset({"acme"}), TABLE),
+        Reader("Acme", frozenset({"acme"}), lambda _: NormalizedSpan(kind=Kind.CHAIN), TABLE),
+    ],
+    ids=["table", "function"],
+)
+@pytest.mark.parametrize(("hidden", "remaining"), [("INPUTS", "private answer"), ("OUTPUTS", "private question")])
+def test_attributes_that_an_installed_reader_declares_are_hidden_from_the_first_span(
+    reader: Any, hidden: str, remaining: str, install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Module, "good", reader)
+    monkeypatch.setenv(f"OPENINFERENCE_HIDE_{hidden}", "true")
+    install({"acme": "good"})
+    with recording() as recorded, trace.get_tracer("acme").start_as_current_span("acme", attributes=UNLISTED_NAMES):
+        pass
+    text = str(recorded.spans[0].attributes)
+    assert [content for content in ("private question", "private answer") if content in text] == [remaining]
+
+
+@pytest.mark.parametrize("fields", [("acme.in",), {"input": "acme.in"}, {"input": (1,)}])
+def test_installed_reader_with_malformed_fields_is_not_used(
+    fields: Any, install: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Module, "good", Reader("Acme", frozenset({"acme"}), lambda _: None, fields))
+    install({"acme": "good"})
+    enrich()
+    assert "fields has to be a mapping from fields to keys of attributes" in caplog.text

@@ -324,6 +324,10 @@ SHAPES: dict[str, tuple[Any, tuple[Message, ...]]] = {
         ],
         (user("hi"), assistant("x")),
     ),
+    "roles and texts": (
+        [{"role": "user", "text": "hi"}, {"role": "assistant", "text": "hello"}],
+        (user("hi"), assistant("hello")),
+    ),
     "a lone message": ({"role": "user", "content": "hi"}, (user("hi"),)),
     "an object with messages": ({"messages": [{"role": "user", "content": "hi"}], "model": "m"}, (user("hi"),)),
     "an unknown part": (

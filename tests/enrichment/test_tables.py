@@ -85,6 +85,20 @@ def test_read_dialect_reads_values_as_kind_requires(
     assert getattr(normalized, field) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('[{"role": "user", "body": "hi"}]', [{"role": "user", "body": "hi"}]),
+        ('[{"role": "user"}, {"role": "assistant", "type": "message", "content": ""}]', None),
+    ],
+    ids=["in a shape that is not known", "without content"],
+)
+def test_read_dialect_keeps_messages_of_model_call_with_content(value: str, expected: Any) -> None:
+    normalized = read_dialect(DIALECT, SpanView("span", "", {"example.kind": "chat", "example.input": value}))
+    assert normalized is not None
+    assert (normalized.input, normalized.input_messages) == (expected, None)
+
+
 def test_read_dialect_of_other_span_returns_none() -> None:
     assert read_dialect(DIALECT, SpanView("span", "", {"example.unknown": 1})) is None
 

@@ -30,19 +30,31 @@ _JSON_TYPES = (str, int, float, dict, list, tuple)
 
 
 class InstalledReaders:
-    """Whether the readers of this process are loaded."""
+    """The readers of this process that other packages brought."""
 
     are_loaded = False
+    # The field that an attribute holds, by the key of the attribute, as the readers declare it.
+    fields: Mapping[str, str] = {}
+
+    @classmethod
+    def load(cls) -> None:
+        """Load all entry points. Without a lock: if two threads load at once, both add the same readers."""
+        if not cls.are_loaded:
+            cls.use(list(load_readers()))
+            cls.are_loaded = True
+
+    @classmethod
+    def use(cls, readers: Sequence[Reader]) -> None:
+        """Use these readers, and no other installed ones."""
+        add_readers(readers)
+        cls.fields = {key: field for reader in readers for field, keys in reader.fields.items() for key in keys}
 
 
 class ExtensibleEnricher(Enricher):
     """An enricher that loads the installed readers before its first span."""
 
     def enrich(self, spans: Sequence[ReadableSpan]) -> list[EnrichedSpan | ReadableSpan]:
-        if not InstalledReaders.are_loaded:
-            # Without a lock: if two threads load at once, both add the same readers.
-            add_readers(list(load_readers()))
-            InstalledReaders.are_loaded = True
+        InstalledReaders.load()
         self.enrich = super().enrich  # type: ignore[method-assign]  # later spans take the direct way
         return self.enrich(spans)
 
@@ -82,7 +94,15 @@ def to_readers(value: Any, name: str) -> list[Reader]:
         raise TypeError("prefixes has to be a set of texts")
     if not callable(reader.read):
         raise TypeError("read has to be a function")
-    return [Reader(str(reader.name), frozenset(prefixes), _Guard(name, reader).read)]
+    return [Reader(str(reader.name), frozenset(prefixes), _Guard(name, reader).read, _check_fields(reader.fields))]
+
+
+def _check_fields(fields: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(fields, Mapping) or any(
+        isinstance(keys, str) or not all(isinstance(key, str) for key in keys) for keys in fields.values()
+    ):
+        raise TypeError("fields has to be a mapping from fields to keys of attributes")
+    return {str(field): tuple(keys) for field, keys in fields.items()}
 
 
 class _Guard:

@@ -24,7 +24,6 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from mlflow_otlp_exporter._internal.config.resolver import overrides
-from mlflow_otlp_exporter._internal.enrichment.enricher import add_readers
 from mlflow_otlp_exporter._internal.gateway.local_receiver import LocalReceiver
 from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders, load_readers, read_span, to_readers
 from mlflow_otlp_exporter._internal.setup.configure import configure, flush, shutdown
@@ -286,9 +285,9 @@ def using_readers(*readers: Reader | Dialect) -> Iterator[None]:
         readers: Readers that no entry point names yet.
     """
     were_loaded, InstalledReaders.are_loaded = InstalledReaders.are_loaded, True
-    add_readers(to_readers(readers, "of a test"))
+    InstalledReaders.use(to_readers(readers, "of a test"))
     try:
         yield
     finally:
-        add_readers(list(load_readers()) if were_loaded else ())
+        InstalledReaders.use(list(load_readers()) if were_loaded else ())
         InstalledReaders.are_loaded = were_loaded

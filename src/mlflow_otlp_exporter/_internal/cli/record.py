@@ -45,7 +45,7 @@ def select_variables(environment: Mapping[str, str], url: str) -> dict[str, str]
 class RequestFile:
     """A file of OTLP requests: one JSON object per line, or protobuf if its name ends with `.pb`.
 
-    Both can be appended to: the concatenation of messages in protobuf is the message with all their spans.
+    Requests are appended: the concatenation of messages in protobuf is the message with all their spans.
     """
 
     def __init__(self, path: Path) -> None:

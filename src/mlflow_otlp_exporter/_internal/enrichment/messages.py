@@ -163,8 +163,8 @@ def _read_message(item: dict[str, Any], default_role: str) -> list[Message]:
         content = item.get("content", item.get("_content"))
     if content is None:
         content = item.get("parts", item.get("blocks"))
-        if content is None and "message" in item and not isinstance(item["message"], dict):
-            content = item["message"]  # the text of a choice event of the GenAI conventions
+        if content is None and not isinstance(item.get("message"), dict):
+            content = item.get("message", item.get("text") if role else None)  # choice events of GenAI have `message`
     if final_role == "tool":
         if not _read_tool_results(content, draft):
             draft.add_tool_result(_select(item, _CALL_ID_NAMES), content, item.get("name"))

@@ -6,6 +6,7 @@ from enum import Enum
 from mlflow_otlp_exporter._internal.enrichment.readers.dialects import DIALECTS, MCP
 from mlflow_otlp_exporter._internal.enrichment.readers.fallback import classify_key
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import normalize_name
+from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders
 
 
 class Content(Enum):
@@ -156,7 +157,7 @@ _OUTPUT_EVENTS = frozenset({"gen_ai.choice", "gen_ai.content.completion", "gen_a
 
 def classify_attribute(key: str) -> Content | None:
     """Return the kind of content of an attribute; None if it is never hidden."""
-    content = _BY_KEY.get(key)
+    content = _BY_KEY.get(key) or _BY_FIELD.get(InstalledReaders.fields.get(key, ""))
     if content is not None or key in _NO_CONTENT:
         return content
     if key.startswith("embedding.embeddings") and key.endswith("vector"):

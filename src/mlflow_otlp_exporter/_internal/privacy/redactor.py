@@ -146,8 +146,10 @@ class Redactor:
     ) -> tuple[dict[str, Any], list[Event]]:
         # Few applications hide content.
         from mlflow_otlp_exporter._internal.enrichment.enricher import read_span
+        from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders
         from mlflow_otlp_exporter._internal.privacy.hide_rules import HideRules
 
+        InstalledReaders.load()  # they declare where spans of other packages hold content
         rules = HideRules(self._hide_variables, read_span(span).kind, attributes)
         visible_events, hidden_sides = rules.hide_in_events(events)
         attributes = rules.hide_in_attributes(attributes)

@@ -30,6 +30,8 @@ class Reader(NamedTuple):
     prefixes: frozenset[str]
     # None: not a span of this convention. Must not raise, and must not change the span.
     read: Callable[[SpanView], NormalizedSpan | None]
+    # Keys of attributes by the field that they hold; OPENINFERENCE_HIDE_* hides them.
+    fields: Mapping[str, tuple[str, ...]] = {}
 
 
 def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:

@@ -90,7 +90,7 @@ _COST_NAMES = (
 
 
 def table_reader(dialect: Dialect) -> Reader:
-    return Reader(dialect.name, dialect.prefixes, partial(read_dialect, dialect))
+    return Reader(dialect.name, dialect.prefixes, partial(read_dialect, dialect), dialect.fields)
 
 
 def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
@@ -174,14 +174,19 @@ def read_values(kind: Kind | None, request: Any, response: Any) -> dict[str, Any
     fields["input_messages"] = read_decoded_request(request, is_model=is_model)
     fields["output_messages"] = read_decoded_response(response, is_model=is_model)
     if is_model:
-        if fields["input_messages"] is None and isinstance(request, list):
-            fields["input"] = None  # messages without content
+        if fields["input_messages"] is None and isinstance(request, list) and not any(map(_has_content, request)):
+            fields["input"] = None
         fields["input_messages"] = fields["input_messages"] or to_message("user", request)
         fields["output_messages"] = fields["output_messages"] or to_message("assistant", response)
         if isinstance(request, dict):
             fields["tools"] = find_tools(request)
             fields["request_model"] = parse_text(request.get("model"))
     return fields
+
+
+def _has_content(item: Any) -> bool:
+    """Whether a message in a shape that is not known holds more than its role."""
+    return not isinstance(item, dict) or any(value for key, value in item.items() if key not in ("role", "type"))
 
 
 def to_message(role: str, value: Any) -> tuple[Message, ...] | None:
