@@ -66,10 +66,8 @@ def to_plain(value: Any, depth: int = 0) -> Any:
 def parse_objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a list, as JSON text or structured; a single object counts as a list of one."""
     parsed = parse_structured(value)
-    if isinstance(parsed, dict):
-        return [parsed]
     if not isinstance(parsed, list):
-        return []
+        return [parsed] if isinstance(parsed, dict) else []
     items = [parse_structured(item) if isinstance(item, str) else item for item in parsed]
     return [item for item in items if isinstance(item, dict)]
 

@@ -108,9 +108,8 @@ def read_dialect(dialect: Dialect, span: SpanView) -> NormalizedSpan | None:
     if kind is None and dialect.find_kind is not None:
         kind = dialect.find_kind(span)
     if dialect.metadata_prefixes:
-        for field, value in read_identity(
-            collect_properties(attributes, dialect.metadata_prefixes), dialect.ignored_metadata
-        ).items():
+        properties = collect_properties(attributes, dialect.metadata_prefixes)
+        for field, value in read_identity(properties, dialect.ignored_metadata).items():
             values.setdefault(field, value)
     if not values and kind is None:
         return None
@@ -285,13 +284,9 @@ def _parse_text(value: Any) -> str | None:
     return parse_text(decode_json(value) if isinstance(value, str) and value[:1] == '"' else value)
 
 
-def _keep(value: Any) -> Any:
-    return value
-
-
 # How the value of a field's attribute is parsed; without an entry, it is a text.
 PARSERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("input", "output"), _keep),
+    **dict.fromkeys(("input", "output"), lambda value: value),
     "usage": read_usage,
     "cost": read_cost,
     "tools": read_tools,
