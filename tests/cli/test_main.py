@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_otlp_exporter import MLflowSpanExporter, __version__
+from mlflow_otlp_exporter import MLflowSpanExporter, __version__, configure, shutdown
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli import spool as spool_command
 from mlflow_otlp_exporter._internal.cli.output import has_colors
@@ -551,6 +551,34 @@ def test_spool_status_and_list_as_json(capsys: pytest.CaptureFixture[str]) -> No
     assert [(request["spans"], request["experiment"]) for request in requests] == [(1, "1"), (1, "1")]
     [rejected] = json.loads(run_spool(capsys, "list", "--refused", "--json"))
     assert "too long a session" in rejected["message"]
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def test_spool_counts_lists_sends_and_deletes_feedback(
+    spool: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave_feedback() -> None:
+        telemetry = configure(auto_instrument=False)
+        telemetry.log_feedback(TRACE_ID, "helpful", True)
+        shutdown(0.5)
+
+    path = f"/api/3.0/mlflow/traces/tr-{TRACE_ID}/assessments"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    spool.answer(path=path, then=DOWN)
+    leave_feedback()
+    assert "  feedback 1 file\n" in run_spool(capsys, "status")
+    assert f"feedback 'helpful' on tr-{TRACE_ID}" in run_spool(capsys, "list")
+    assert "2 spans in 2 files and 1 feedback file would be deleted" in run_spool(capsys, "purge")
+    assert "and 1 feedback file deleted" in run_spool(capsys, "purge", "--yes")
+    assert "feedback" not in run_spool(capsys, "status")
+    leave_feedback()
+    assert "0 feedback files sent, 1 still on disk" in run_spool(capsys, "flush", "--timeout", "5", status=1)
+    spool.answer(path=path, then=Answer(200, headers={"Content-Type": "application/json"}, body=b"{}"))
+    spool.answer(then=ACCEPTED)
+    assert "1 feedback file sent, 0 still on disk" in run_spool(capsys, "flush", "--timeout", "20")
+    assert "feedback" not in run_spool(capsys, "status")
 
 
 def test_spool_status_of_several_targets_has_totals(

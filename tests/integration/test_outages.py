@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, MLflowSpanProcessor, configure
+from mlflow_otlp_exporter import FlushResult, MLflowSpanExporter, MLflowSpanProcessor, configure, shutdown
 from mlflow_otlp_exporter._internal.delivery import spool_consumer
 from mlflow_otlp_exporter._internal.processing.processor import worker_of
 from mlflow_otlp_exporter._internal.setup.telemetry import Telemetry
@@ -597,3 +597,22 @@ def test_error_after_delivery_does_not_send_again(server: ScriptedServer, caplog
     assert exporter.stats().spooled == 0
     sent = [span.name for request in server.to(TRACES_PATH) for span in request.spans()]
     assert sent == ["once", "later"]
+
+
+def test_feedback_of_another_run_is_sent_without_other_data(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    path = f"/api/3.0/mlflow/traces/tr-{trace_id}/assessments"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    server.answer(path=path, then=DOWN)
+    first = configure(auto_instrument=False)
+    first.log_feedback(trace_id, "helpful", True)
+    shutdown(0.5)
+    assert list(Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/feedback/*.json"))
+    server.answer(path=path, then=Answer(200, headers={"Content-Type": "application/json"}, body=b"{}"))
+    second = configure(auto_instrument=False)
+    wait_until(lambda: second.stats().feedback == 1)
+    shutdown()
+    assert not list(Path(os.environ["XDG_STATE_HOME"]).glob("mlflow-otlp-exporter/*/feedback/*.json"))

@@ -20,6 +20,8 @@ from mlflow_otlp_exporter import (
     Stats,
     configure,
     flush,
+    log_expectation,
+    log_feedback,
     shutdown,
     traced,
 )
@@ -363,3 +365,9 @@ def test_provider_that_replaces_its_processor_keeps_it(scripted_server: Scripted
     assert not provider.replaced
     shutdown()
     provider.shutdown()
+
+
+@pytest.mark.parametrize("function", [log_feedback, log_expectation])
+def test_feedback_before_configure_is_logged(function: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert function("4bf92f3577b34da6a3ce929d0e0e4736", "helpful", True) is None
+    assert caplog.messages == [f"Feedback dropped: {function.__name__}() needs configure() before it [MLO-515]"]

@@ -34,12 +34,12 @@ from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots, create_spool_directory
 from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
-from mlflow_otlp_exporter._internal.spool.persistent_queue import JOURNAL_FOLDER, folder_name_for
+from mlflow_otlp_exporter._internal.spool.persistent_queue import FEEDBACK_FOLDER, JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, REJECTED_FOLDER
 
 _POLL_SECONDS, _PROGRESS_SECONDS = 0.1, 5.0
-_LOCK_FILE, _MAX_TEXT_BYTES = "lock", 10_000
+_LOCK_FILE, _MAX_TEXT_BYTES, _MAX_FEEDBACK_BYTES = "lock", 10_000, 4 << 20
 _UNREADABLE = (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError)
 
 
@@ -238,6 +238,13 @@ def _read_text(path: Path) -> str:
         return f"{path.name} cannot be read: {error.strerror}"
 
 
+def _feedback_files(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        secure_directory(folder / FEEDBACK_FOLDER)
+        return sorted((folder / FEEDBACK_FOLDER).glob("*.json"))
+    return []
+
+
 def _describe_folder(folder: Path, *, is_current: bool) -> dict[str, Any]:
     def count(subfolder: str) -> dict[str, Any]:
         totals = Index(list_entries(folder / subfolder)).totals
@@ -253,6 +260,7 @@ def _describe_folder(folder: Path, *, is_current: bool) -> dict[str, Any]:
         REJECTED_FOLDER: count(REJECTED_FOLDER),
         DAMAGED_FOLDER: count(DAMAGED_FOLDER),
         "journal": {"bytes": sum(path.lstat().st_size for path in journals), "files": len(journals)},
+        "feedback": {"files": len(_feedback_files(folder))},
         "sender": _find_sender(folder),
     }
 
@@ -278,6 +286,8 @@ def _print_status(settings: Settings, *, as_json: bool) -> int:
             print(f"  {kind:8} {_format_counts(target[kind], 'file')}")
         if target["journal"]["files"]:
             print(f"  journal  {target['journal']['bytes']} bytes in {pluralize(target['journal']['files'], 'file')}")
+        if target["feedback"]["files"]:
+            print(f"  feedback {pluralize(target['feedback']['files'], 'file')}")
         print(f"  sender   {target['sender']}")
         if not target["current"] and target["sender"] == "none" and (oldest is not None or target["journal"]["files"]):
             print(f"  to send  mlflow-otlp spool flush --from {clean(Path(target['folder']).name)}")
@@ -331,6 +341,8 @@ def _print_requests(settings: Settings, subfolder: str, selection: _Selection, *
                 requests.append(_describe_request(path))
         if not selection:
             requests += [{"file": name, "skipped": problem} for problem, name in unsafe_names.items()]
+            if not subfolder:
+                requests += map(_describe_feedback, _feedback_files(folder))
     if as_json:
         print(json.dumps(requests, indent=2))
         return 0
@@ -357,11 +369,22 @@ def _describe_request(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_feedback(path: Path) -> dict[str, Any]:
+    try:
+        assessment = json.loads(read_regular_file(path, _MAX_FEEDBACK_BYTES))["assessment"]
+        name, trace = str(assessment["assessment_name"]), str(assessment["trace_id"])
+        return {"file": path.name, "created": _format_time(path.stat().st_mtime), "feedback": name, "traces": [trace]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return {"file": path.name, "unreadable": str(error)}
+
+
 def _format_request(request: Mapping[str, Any]) -> str:
     if "skipped" in request:
         return f"{request['file']}  is skipped: {request['skipped']}"
     if "unreadable" in request:
         return f"{request['file']}  cannot be read: {request['unreadable']}"
+    if "feedback" in request:
+        return f"{request['created']}  feedback {request['feedback']!r} on {request['traces'][0]}"
     traces, workspace = request["traces"], request["workspace"]
     columns = [
         request["created"],
@@ -394,13 +417,18 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
                 print(progress, file=sys.stderr, flush=True)
             pause.wait(_POLL_SECONDS)
         remaining = spool.totals()
+        pipeline.wait_for_rest_calls(deadline - time.monotonic())
+        folder = spool.find_folder()
+        feedback_count = len(_feedback_files(folder)) if folder is not None else 0
     finally:
         pipeline.shutdown(1.0)
     print(
         f"{pluralize(pipeline.stats().delivered, 'span')} sent, {remaining.span_count} queued in "
         f"{pluralize(remaining.file_count, 'request')}"
     )
-    return 1 if remaining.file_count else 0
+    if feedback_count or pipeline.stats().feedback:
+        print(f"{pluralize(pipeline.stats().feedback, 'feedback file')} sent, {feedback_count} still on disk")
+    return 1 if remaining.file_count or feedback_count else 0
 
 
 def _retry(settings: Settings, selection: _Selection, timeout_seconds: float, *, is_confirmed: bool) -> int:
@@ -422,11 +450,15 @@ def _retry(settings: Settings, selection: _Selection, timeout_seconds: float, *,
 
 
 def _purge(settings: Settings, selection: _Selection, *, rejected: bool, confirmed: bool) -> int:
-    span_count = file_count = 0
+    span_count = file_count = feedback_count = 0
     for folder in _folders(settings):
         if folder.name != folder_name_for(settings):
             continue
         has_journals = not rejected and not selection
+        for path in _feedback_files(folder) if has_journals else ():
+            feedback_count += 1
+            if confirmed:
+                path.unlink(missing_ok=True)
         for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}) if has_journals else ():
             with suppress(OSError):
                 span_count += sum(len(trace.spans) for trace in journal.read_traces())
@@ -444,5 +476,6 @@ def _purge(settings: Settings, selection: _Selection, *, rejected: bool, confirm
                 if confirmed:
                     path.unlink(missing_ok=True)
     outcome = "deleted" if confirmed else "would be deleted; run again with --yes to delete"
-    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')} {outcome}")
+    feedback = f" and {pluralize(feedback_count, 'feedback file')}" if feedback_count else ""
+    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')}{feedback} {outcome}")
     return 0

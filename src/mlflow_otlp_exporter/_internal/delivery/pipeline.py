@@ -333,6 +333,8 @@ class Pipeline:
             if self.retry_sender.backoff.failure_counts:
                 self.persistent_queue.storage.remove_expired()
             self.persistent_queue.recover_journals(self.batcher.build_recovered, self.record_filtered)
+            if self.rest_client is not None:
+                self.rest_client.load_stored_assessments()
 
     # Counters and log
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
@@ -53,6 +54,7 @@ class MlflowRestClient:
         self._experiments = experiments
         self._header_experiment_id = settings.traces.headers.get(EXPERIMENT_HEADER)
         self._files, self._has_loaded_files = files, files is None
+        self._assessment_ids: dict[str, None] = {}  # of those that this process has sent, or is about to send
         self._assessments = AssessmentSender(api, problem_log, files)
         self.uploader: AttachmentUploader | None = None  # None if attachments are off
         if settings.uploads_attachments:
@@ -120,12 +122,18 @@ class MlflowRestClient:
 
     def _load_pending_assessments(self) -> None:
         """Load once what another run has stored; not at start, because an application may fork before its first use."""
-        if not self._has_loaded_files and self._files is not None:
-            self._has_loaded_files = True
-            for assessment in self._files.read():
+        if not self._has_loaded_files:
+            self.load_stored_assessments()
+
+    def load_stored_assessments(self) -> None:
+        """Load what other runs have stored since the last call."""
+        self._has_loaded_files = True
+        for assessment in self._files.read() if self._files is not None else ():
+            if assessment.id not in self._assessment_ids and self._tasks.pending_count < _MAX_TASKS:
                 self._enqueue_assessment(assessment, is_stored=True)
 
     def _enqueue_assessment(self, assessment: Assessment, *, is_stored: bool = False) -> None:
+        evict_oldest(self._assessment_ids, _MAX_TASKS)[assessment.id] = None
         task = AssessmentTask(self._assessments, assessment, is_stored=is_stored)
         self._tasks.enqueue(("feedback", assessment.id), task, delay_seconds=_FEEDBACK_DELAY_SECONDS)
 

@@ -191,12 +191,17 @@ def flush(timeout: float = FLUSH_TIMEOUT_SECONDS) -> FlushResult:
 
 
 def _call_current(method: Callable[Concatenate[Telemetry, _P], str | None]) -> Callable[_P, str | None]:
-    """Make a module-level function of a method; the function does nothing before `configure()`."""
+    """Make a module-level function of a method; before `configure()`, the function only logs that it has no effect."""
 
     @wraps(method)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> str | None:
         current = _current
-        return method(current, *args, **kwargs) if current is not None else None
+        if current is None:
+            logger.warning(
+                "Feedback dropped: %s() needs configure() before it [%s]", method.__name__, MessageCode.FEEDBACK_DROPPED
+            )
+            return None
+        return method(current, *args, **kwargs)
 
     signature = inspect.signature(method)
     call.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]

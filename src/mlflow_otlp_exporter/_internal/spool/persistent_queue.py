@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.spool.journal_format import JournalHeader
 from mlflow_otlp_exporter._internal.spool.recovery import AbandonedJournal, find_abandoned_journals
 from mlflow_otlp_exporter._internal.spool.storage import DAMAGED_FOLDER, REJECTED_FOLDER, SpoolStorage
 
-JOURNAL_FOLDER = "journal"
+JOURNAL_FOLDER, FEEDBACK_FOLDER = "journal", "feedback"
 _SHARED_FOLDER = (
     "Two exporters of this application have credentials that cannot be told apart on disk: each sends spans of the "
     "other with its own credential. Give each exporter its own spool_dir, a token file, or a function of another name."
@@ -110,10 +110,11 @@ class PersistentQueue:
             self.journal.acknowledge([(span.trace_id, span.span_id) for span in spans])
 
     def has_leftovers(self) -> bool:
-        """Whether requests or journals are on disk already."""
+        """Whether requests, journals or feedback are on disk already."""
         folder = self.storage.find_folder()
         with suppress(OSError):
-            return bool(self.storage.entries()) or (folder is not None and any((folder / JOURNAL_FOLDER).glob("*")))
+            folders = [folder / name for name in (JOURNAL_FOLDER, FEEDBACK_FOLDER)] if folder is not None else ()
+            return bool(self.storage.entries()) or any(any(folder.glob("*")) for folder in folders)
         return False
 
     def recover_journals(self, encode: EncodeRecovered, on_filtered: Callable[[Sequence[ReadableSpan]], None]) -> None:
