@@ -449,16 +449,20 @@ def _retry(settings: Settings, selection: _Selection, timeout_seconds: float, *,
     return _flush(settings, timeout_seconds) if file_count else 0
 
 
+def _delete_feedback(folder: Path, *, is_confirmed: bool) -> int:
+    paths = _feedback_files(folder)
+    for path in paths if is_confirmed else ():
+        path.unlink(missing_ok=True)
+    return len(paths)
+
+
 def _purge(settings: Settings, selection: _Selection, *, rejected: bool, confirmed: bool) -> int:
     span_count = file_count = feedback_count = 0
     for folder in _folders(settings):
         if folder.name != folder_name_for(settings):
             continue
         has_journals = not rejected and not selection
-        for path in _feedback_files(folder) if has_journals else ():
-            feedback_count += 1
-            if confirmed:
-                path.unlink(missing_ok=True)
+        feedback_count += _delete_feedback(folder, is_confirmed=confirmed) if has_journals else 0
         for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}) if has_journals else ():
             with suppress(OSError):
                 span_count += sum(len(trace.spans) for trace in journal.read_traces())
