@@ -398,3 +398,31 @@ def test_classify_error_with_kinds_of_failure_returns_code() -> None:
     assert (
         classify_error(TransportError("late", code=MessageCode.RESPONSE_TIMEOUT)).code is MessageCode.RESPONSE_TIMEOUT
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        ({"www-authenticate": 'Bearer error="x", error_description="The access token expired"'}, b"", "expired"),
+        ({"content-type": "application/json"}, b'{"error": "invalid_token"}', "401: invalid_token"),
+        ({"www-authenticate": 'Bearer error_description="a\x1b[31m' + "b" * 5000 + '"'}, b"", "401: a?[31mb"),
+    ],
+)
+def test_classify_response_with_reason_of_a_401_quotes_it(headers: dict[str, str], body: bytes, expected: str) -> None:
+    outcome = classify_response(HttpResponse(401, headers, body))
+    assert expected in outcome.message
+    assert len(outcome.message) < 1000
+    assert outcome.code is MessageCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>portal</html>"), (404, b"not here")])
+def test_classify_response_of_another_service_behind_a_proxy_names_the_proxy(status: int, body: bytes) -> None:
+    response = HttpResponse(status, {"content-type": "text/html"}, body, proxy="http://127.0.0.1:3128")
+    outcome = classify_response(response)
+    assert outcome.message.endswith(", through the proxy http://127.0.0.1:3128")
+    assert outcome.code is not MessageCode.PROXY
+
+
+def test_classify_response_of_a_success_through_a_proxy_has_no_message() -> None:
+    response = HttpResponse(200, {"content-type": "text/plain"}, b"", proxy="http://127.0.0.1:3128")
+    assert classify_response(response).message == ""

@@ -205,7 +205,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.EXPERIMENT_NOT_FOUND: Hint(
         "The name or id has a typo or belongs to another workspace, or the experiment was never created.",
-        "Set `MLFLOW_EXPERIMENT_NAME` to an existing experiment, or set `MLFLOW_OTLP_CREATE_EXPERIMENT=true`.",
+        "Correct or unset `MLFLOW_EXPERIMENT_ID`, which beats the name, if it is set; set `MLFLOW_EXPERIMENT_NAME` to "
+        "an existing experiment, or set `MLFLOW_OTLP_CREATE_EXPERIMENT=true`.",
     ),
     MessageCode.EXPERIMENT_DELETED: Hint(
         "The experiment was deleted. MLflow would still accept spans for its id, but does not show them.",

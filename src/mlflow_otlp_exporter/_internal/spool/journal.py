@@ -192,7 +192,7 @@ class Journal:
                 _PROBLEM_KEY, add_code(MessageCode.JOURNAL_UNAVAILABLE, message), missed_span_count, logging.WARNING
             )
         elif not self._is_paused:
-            message = "Journal recovered: ended spans are written to it again."
+            message = "Journal recovered: ended spans are written to it again"
             self._problem_log.resolve(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
 
     def _remove_settled(self) -> None:

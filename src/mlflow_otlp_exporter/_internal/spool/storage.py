@@ -178,7 +178,7 @@ class SpoolStorage:
         disk = shutil.disk_usage(folder)
         reserved_bytes = min(disk.total // _RESERVED_SHARE, _MAX_RESERVED_BYTES)
         if disk.total and disk.free - size_bytes < reserved_bytes and not self._evict(size_bytes):
-            raise OSError(errno.ENOSPC, f"less than {reserved_bytes // 1_000_000} MB of the disk are free")
+            raise OSError(errno.ENOSPC, f"less than {reserved_bytes / 1e6:.3g} MB of the disk are free")
 
     def _evict(self, size_bytes: int) -> bool:
         # On a full disk, new requests are queued in memory; when that is full, too, they replace the oldest on disk.
@@ -211,7 +211,7 @@ class SpoolStorage:
         reason = error.strerror or str(error) or type(error).__name__
         message = (
             f"Spool in {folder} cannot be used: {reason}. Spans are queued in memory, and lost if the process ends. "
-            "Free disk space, or set MLFLOW_OTLP_SPOOL_DIR."
+            "Free disk space, correct the permissions, or set MLFLOW_OTLP_SPOOL_DIR."
         )
         message = add_code(MessageCode.SPOOL_UNAVAILABLE, message)
         self._problem_log.report(key, message, span_count, logging.WARNING)

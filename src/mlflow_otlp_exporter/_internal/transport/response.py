@@ -63,9 +63,10 @@ def classify_response(response: HttpResponse) -> ExportOutcome:
         return outcome._replace(code=MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED)
     if outcome.code in _AMBIGUOUS_CODES and _is_foreign(response):
         outcome = outcome._replace(is_foreign=True)
-    if response.proxy and response.status in (403, 502, 503, 504) and not error_code(response):
-        message = f"{outcome.message}, through the proxy {response.proxy}"
-        return outcome._replace(message=message, code=MessageCode.PROXY)
+    is_proxy_error, is_foreign = response.status in (403, 502, 503, 504), outcome.is_foreign and outcome.message
+    if response.proxy and (is_proxy_error or is_foreign) and not error_code(response):
+        code = MessageCode.PROXY if is_proxy_error else outcome.code
+        return outcome._replace(message=f"{outcome.message}, through the proxy {response.proxy}", code=code)
     return outcome
 
 
@@ -80,16 +81,14 @@ def _classify_response(response: HttpResponse) -> ExportOutcome:
     if 300 <= status < 400:
         location = _to_one_line(response.headers.get("location", "elsewhere").partition("?")[0])
         message = f"{status}: the server redirects to {location}, which is not followed with credentials"
-        return ExportOutcome(
-            Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=MessageCode.REDIRECTED
-        )
+        code = MessageCode.REDIRECTED
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, code=code)
     if status in (401, 407):
         code = MessageCode.UNAUTHENTICATED if status == 401 else MessageCode.PROXY_UNAUTHENTICATED
         return ExportOutcome(Disposition.RETRYABLE, FailureKind.CREDENTIALS, message, status, code=code)
     if status == 413:
-        return ExportOutcome(
-            Disposition.TOO_LARGE, FailureKind.SIZE, message, status, code=MessageCode.REQUEST_TOO_LARGE
-        )
+        code = MessageCode.REQUEST_TOO_LARGE
+        return ExportOutcome(Disposition.TOO_LARGE, FailureKind.SIZE, message, status, code=code)
     if (is_html(response) and status not in _TRANSIENT) or status in (405, 501):
         # 501: MLflow's file store; 404 as HTML and 405: another server, or MLflow under another path. The 502 of a
         # proxy is HTML, too, but means that the server is unavailable.
@@ -184,9 +183,8 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
     status, body = response.status, response.body
     if is_html(response):
         message = f"{status} with {server_message(response)} instead of an answer to OTLP: a login page?"
-        return ExportOutcome(
-            Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, is_foreign=True, code=MessageCode.HTML_PAGE
-        )
+        code = MessageCode.HTML_PAGE
+        return ExportOutcome(Disposition.RETRYABLE, FailureKind.NOT_MLFLOW, message, status, is_foreign=True, code=code)
     if not body and response.headers.get("content-type", "").startswith("text/"):
         return ExportOutcome(Disposition.SUCCESS, status=status, is_foreign=True)
     if not body or not response.is_complete:
@@ -264,6 +262,9 @@ def server_message(response: HttpResponse) -> str:
     """The server's message, from any of MLflow's five error formats; cut, on one line, without SQL parameters."""
     # About missing and forbidden objects, MLflow quotes only names, with whole sentences between them.
     sanitize = _to_one_line if response.status in (403, 404) else sanitize_server_text
+    challenge = response.headers.get("www-authenticate", "")[:_MAX_TEXT_LENGTH]
+    if reason := re.search(r'error_description="([^"]+)"', challenge):
+        return sanitize_server_text(reason[1])
     content = parse_json(response.body)
     if isinstance(content, dict):
         error, detail = content.get("error"), content.get("detail")
@@ -272,7 +273,7 @@ def server_message(response: HttpResponse) -> str:
         if isinstance(detail, list):
             items = [item for item in detail if isinstance(item, dict)]
             return sanitize("; ".join(f"{_format_location(item.get('loc'))}: {item.get('msg', '')}" for item in items))
-        return sanitize(str(detail or content.get("message") or ""))
+        return sanitize(str(detail or content.get("message") or error or ""))
     if response.status >= 400 and "protobuf" in response.headers.get("content-type", ""):
         with suppress(DecodeError):
             # The `google.rpc.Status` of a gateway or Collector has the same fields: a number and a text.

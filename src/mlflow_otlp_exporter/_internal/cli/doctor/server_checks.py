@@ -275,7 +275,8 @@ class ServerChecks:
             yield self._check_experiment_id(self._destination.experiment_id)
             return
         resolved = self._clients.experiments.resolve(self._destination, TIMEOUT_SECONDS)
-        messages = "; ".join(self._log.messages)
+        code = f" [{MessageCode.EXPERIMENT_CREATED}]"  # printed with the result
+        messages = "; ".join(message.removesuffix(code) for message in self._log.messages)
         if isinstance(resolved, ExportOutcome):
             name = self._destination.experiment or self._destination.service_name or "Default"
             yield create_failure(
