@@ -83,7 +83,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "argument credentials= is a ...: expected ...",
             "... in ... cannot be read: .... The previous ... stay valid.",
         ),
-        "The tokens and certificates of `mlflow-otlp gateway` are described in [gateway.md](gateway.md#tokens).",
+        "The tokens and certificates of `mlflow-otlp gateway` are described in [central Collector and gateway](gateway.md#tokens).",
     ),
     MessageCode.CREDENTIALS_FILE: Entry(
         ("file ... cannot be read (...): expected a section [mlflow] ...",),
@@ -411,7 +411,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "names, tags, sessions and users of traces are missing in MLflow: ...",
             "traces are not linked to their prompts: ...",
         ),
-        "Spans are not affected. [compatibility.md](compatibility.md) explains the call.",
+        "Spans are not affected. [compatibility](compatibility.md) explains the call.",
     ),
     MessageCode.FEEDBACK_DROPPED: Entry(
         ("Feedback dropped: ...",),
@@ -419,7 +419,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     MessageCode.ATTACHMENT_UPLOAD: Entry(
         ("images, audio and files cannot be uploaded to MLflow: ...",),
         "Spans are delivered: they hold small files themselves, and name the type and size of larger ones "
-        "([attachments.md](attachments.md)).",
+        "([images, sound and files](attachments.md)).",
     ),
     MessageCode.JOURNAL_UNAVAILABLE: Entry(
         ("Journal cannot be written: ...",),
