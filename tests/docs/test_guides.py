@@ -83,3 +83,14 @@ def test_tenants_of_multi_tenant_page_have_destinations() -> None:
         run_page("multi-tenant")
         assert {span.workspace for span in recorded.spans} == {"team-a", "team-b"}
         assert {span.experiment for span in recorded.spans} == {"support"}
+
+
+def test_feedback_page_sends_assessments_and_answers_a_wrong_id_with_400() -> None:
+    with recording() as recorded:
+        client = TestClient(run_page("feedback")["app"])
+        trace_id = recorded.trace.trace_id
+        right = {"trace_id": f"tr-{trace_id.removeprefix('tr-')}", "is_helpful": "true"}
+        assert client.post("/feedback", params=right).status_code == 200
+        assert client.post("/feedback", params={**right, "trace_id": "wrong"}).status_code == 400
+        names = [assessment["assessment_name"] for assessment in recorded.assessments]
+    assert sorted(names) == ["expected_response", "helpful", "helpful", "short"]

@@ -83,7 +83,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "argument credentials= is a ...: expected ...",
             "... in ... cannot be read: .... The previous ... stay valid.",
         ),
-        "The tokens and certificates of `mlflow-otlp gateway` are described in [central Collector and gateway](gateway.md#tokens).",
+        "The tokens and certificates of `mlflow-otlp gateway` are described in [tokens](gateway.md#tokens).",
     ),
     MessageCode.CREDENTIALS_FILE: Entry(
         ("file ... cannot be read (...): expected a section [mlflow] ...",),
