@@ -182,7 +182,7 @@ def flush(timeout: float = FLUSH_TIMEOUT_SECONDS) -> FlushResult:
     """Send all ended spans and wait for their outcome; see `Telemetry.flush`. Does nothing before `configure()`.
 
     Args:
-        timeout: Maximum time to wait, in seconds.
+        timeout: Maximum time to wait, in seconds; 30 by default.
 
     Returns:
         The outcome of the spans since the last flush.
@@ -216,7 +216,7 @@ def shutdown(timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
     """Flush, then stop exporting; `configure()` starts again. Does nothing before `configure()`.
 
     Args:
-        timeout: Maximum time to wait, in seconds.
+        timeout: Maximum time to wait, in seconds; 10 by default.
 
     Returns:
         The outcome of the spans since the last flush.

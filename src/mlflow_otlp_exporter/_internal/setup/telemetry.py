@@ -133,7 +133,7 @@ class Telemetry:
         """Send all ended spans, also those of traces in progress, and wait for their outcome.
 
         Args:
-            timeout: Maximum time to wait, in seconds.
+            timeout: Maximum time to wait, in seconds; 30 by default.
 
         Returns:
             The outcome of the spans since the last flush.
@@ -148,7 +148,7 @@ class Telemetry:
         """Flush, then stop exporting. Spans that end later are not exported.
 
         Args:
-            timeout: Maximum time to wait, in seconds.
+            timeout: Maximum time to wait, in seconds; 10 by default.
 
         Returns:
             The outcome of the spans since the last flush.
