@@ -222,7 +222,7 @@ def test_docstring_of_a_public_object_names_its_parameters(name: str, item: Any)
         parameters = [parameter for parameter in inspect.signature(item).parameters if parameter != "self"]
         section = docstring.partition("Args:\n")[2]
         assert [parameter for parameter in parameters if f"{parameter}:" not in section] == []
-    if dataclasses.is_dataclass(item):
+    names = [field.name for field in dataclasses.fields(item)] if dataclasses.is_dataclass(item) else ()
+    if fields := [field for field in getattr(item, "_fields", names) if not field.startswith("_")]:
         section = docstring.partition("Attributes:\n")[2]
-        fields = [field.name for field in dataclasses.fields(item) if not field.name.startswith("_")]
         assert [field for field in fields if f" {field}:" not in section] == []

@@ -1,16 +1,13 @@
 """Counters of one exporter."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """Counters of an exporter since its start, as returned by `stats()`.
 
     Attributes:
@@ -64,7 +61,7 @@ class ExportStats:
     def _reset_after_fork(self) -> None:
         # Re-entrant: a signal handler or a finalizer may end a span while its own thread holds the lock.
         self._lock = threading.RLock()
-        self._counts = dict.fromkeys(Stats.__dataclass_fields__, 0)
+        self._counts = dict.fromkeys(Stats._fields, 0)
         self._drop_reasons: Counter[str] = Counter()
 
     def add(self, **amounts: int) -> None:

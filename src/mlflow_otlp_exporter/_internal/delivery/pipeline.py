@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -380,7 +379,7 @@ class Pipeline:
 
     def stats(self) -> Stats:
         snapshot, repairs = self.problem_log.stats.snapshot(), self.batcher.encoder.repairs
-        return replace(snapshot, values_repaired=repairs.repaired, values_dropped=repairs.left_out)
+        return snapshot._replace(values_repaired=repairs.repaired, values_dropped=repairs.left_out)
 
     # Flush and shutdown
 

@@ -3,9 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -32,8 +31,7 @@ _DISPLAY_TIMEOUT_SECONDS = 2.0
 _NOTHING_SAMPLED = "No trace was sent: the sampler recorded 0 of %d; sampler: %s [%s]"
 
 
-@dataclass(frozen=True)
-class FlushResult:
+class FlushResult(NamedTuple):
     """Outcome of the spans since the last flush; true if no span was dropped and none is pending.
 
     Attributes:

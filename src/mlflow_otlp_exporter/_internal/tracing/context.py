@@ -12,7 +12,6 @@ from functools import wraps
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
-from opentelemetry import baggage as otel_baggage
 from opentelemetry.context import Context, attach, create_key, detach, get_current, set_value
 from opentelemetry.sdk.trace import Span
 
@@ -155,7 +154,9 @@ class trace_context:  # noqa: N801 - used like a function
                 names.RUN_ID: route.run_id,
             }
             if value := values.get(BAGGAGE_KEYS.get(name, "")):
-                context = otel_baggage.set_baggage(BAGGAGE_KEYS[name], value, context)
+                from opentelemetry.baggage import set_baggage  # few applications write baggage
+
+                context = set_baggage(BAGGAGE_KEYS[name], value, context)
         return set_value(_KEY, trace_attributes, context)
 
     def _merge_trace_attributes(self, outer: TraceAttributes) -> TraceAttributes:
@@ -320,7 +321,9 @@ def _copy_attributes(span: Span) -> Mapping[str, Any]:
 
 
 def _read_baggage(context: Context, received: Iterable[str]) -> dict[str, str]:
-    entries = otel_baggage.get_all(context)
+    from opentelemetry.baggage import get_all  # few applications read baggage
+
+    entries = get_all(context)
     if not entries:
         return {}
     keys = (BAGGAGE_KEYS[name] for name in received)
