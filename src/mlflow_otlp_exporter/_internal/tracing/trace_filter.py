@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._internal.common.attribute_names import TRACE_SESSION
+
 TraceFilter = Callable[[Sequence[ReadableSpan]], bool]
 
 # Instrumentations of HTTP, databases and messaging, by the end of their scope name. Cloud clients are not in the
@@ -85,4 +87,5 @@ def _has_agent_attributes(span: ReadableSpan) -> bool:
     attributes = span.attributes
     # Copied, because iterating over the SDK's own mapping takes ten times as long.
     keys = attributes.copy() if attributes is not None and hasattr(attributes, "copy") else attributes or {}
-    return any(key.startswith(_AGENT_ATTRIBUTES) for key in keys)
+    # `trace_context` sets the session on every root, also on that of a health check.
+    return any(key.startswith(_AGENT_ATTRIBUTES) and key != TRACE_SESSION for key in keys)
