@@ -81,12 +81,9 @@ class Pipeline:
             max_bytes=self._max_request_bytes,
             on_dropped=self._record_lost,
         )
-        server_info = ServerInfo(
-            clients.api, self.problem_log, certain=settings.is_api_certain, has_api=clients.experiments.has_api
-        )
-        self._locator = TraceLocator(
-            clients.api, checks_workspaces=settings.has_same_server and settings.is_api_certain
-        )
+        api, certain, has_api = clients.api, settings.is_api_certain, clients.experiments.has_api
+        server_info = ServerInfo(api, self.problem_log, certain=certain, has_api=has_api)
+        self._locator = TraceLocator(api, checks_workspaces=settings.has_same_server and certain)
         self.persistent_queue: PersistentQueue | None = None
         if settings.disk.spool:
             # Imported only with a spool: nothing else needs most of it.
@@ -391,9 +388,8 @@ class Pipeline:
             self.work_queue.wake_all()
             with self._changed:
                 in_flight = frozenset(self._in_flight)
-                is_settled = self._changed.wait_for(
-                    lambda: in_flight.isdisjoint(self._in_flight), max(0.0, timeout_seconds)
-                )
+                seconds = max(0.0, timeout_seconds)
+                is_settled = self._changed.wait_for(lambda: in_flight.isdisjoint(self._in_flight), seconds)
             self.wait_until_drained(deadline - time.monotonic())
             self.wait_for_rest_calls(deadline - time.monotonic())
         finally:

@@ -259,9 +259,8 @@ class RetrySender:
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
         self._live_destinations.discard(destination)
-        self._problem_log.resolve(
-            destination.name, add_code(MessageCode.RECOVERED, f"Export recovered for {destination.label}")
-        )
+        message = f"Export recovered for {destination.label}"
+        self._problem_log.resolve(destination.name, add_code(MessageCode.RECOVERED, message))
 
     def _settle(
         self, request: ExportRequest, delivered_count: int, dropped_count: int, outcome: ExportOutcome | None = None
@@ -405,9 +404,8 @@ class RetrySender:
     def _start_delay(self, request: ExportRequest, outcome: ExportOutcome, cause: FailureKind) -> float:
         """Log that the destination fails, and return its delay in seconds."""
         destination, needs_user = request.destination, cause in _USER_FAILURES
-        delay = self.backoff.record_failure(
-            destination, outcome, retry_after=outcome.retry_after, needs_user=needs_user
-        )
+        retry_after = outcome.retry_after
+        delay = self.backoff.record_failure(destination, outcome, retry_after=retry_after, needs_user=needs_user)
         if not request.future.label:
             self._live_destinations.add(destination)
         # Leftovers of another run are named only while this run has no spans queued for the same destination.

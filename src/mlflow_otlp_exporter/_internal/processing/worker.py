@@ -211,10 +211,8 @@ class TraceWorker:
             # Before submitting: as many spans may end while these are enriched and encoded.
             self._measure_capacity()
             # Traces in progress are sent before any span is dropped.
-            is_crowded = (
-                2 * buffer.span_count >= settings.buffer_spans or 2 * buffer.byte_count >= settings.buffer_bytes
-            )
-            byte_count = buffer.byte_count
+            span_count, byte_count = buffer.span_count, buffer.byte_count
+            is_crowded = 2 * span_count >= settings.buffer_spans or 2 * byte_count >= settings.buffer_bytes
             spans = buffer.pop_all(is_final=self.is_closed) if is_crowded or is_flush else buffer.pop_ready(now)
             if buffer.resent_spans:
                 # They were counted when they were sent first.
@@ -313,9 +311,8 @@ class TraceWorker:
             except Exception as error:  # noqa: BLE001 - as in the thread
                 log_exception(error, "submit spans")
         with self._changed:
-            is_submitted = self._changed.wait_for(
-                lambda: self._done_flush_count >= requested_count, max(0.0, deadline - time.monotonic())
-            )
+            seconds = max(0.0, deadline - time.monotonic())
+            is_submitted = self._changed.wait_for(lambda: self._done_flush_count >= requested_count, seconds)
         is_settled = self._pipeline.flush(deadline - time.monotonic())
         return is_submitted and is_settled and self._pipeline.dropped_count == dropped_before
 

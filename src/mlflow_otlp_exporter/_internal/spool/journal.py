@@ -188,9 +188,8 @@ class Journal:
         if missed_span_count:
             reason = f"{type(error).__name__}: {error}" if error else "too many spans in it have no outcome"
             message = f"Journal cannot be written: {reason}. Ended spans are in memory only."
-            self._problem_log.report(
-                _PROBLEM_KEY, add_code(MessageCode.JOURNAL_UNAVAILABLE, message), missed_span_count, logging.WARNING
-            )
+            message = add_code(MessageCode.JOURNAL_UNAVAILABLE, message)
+            self._problem_log.report(_PROBLEM_KEY, message, missed_span_count, logging.WARNING)
         elif not self._is_paused:
             message = "Journal recovered: ended spans are written to it again"
             self._problem_log.resolve(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))

@@ -318,10 +318,9 @@ class HttpClient:
 
     def has_new_credential(self) -> bool:
         """Whether the credential differs from the one that the server rejected with 401."""
+        rejected = self._rejected_credential
         try:
-            return (
-                self._rejected_credential is not None and self.credentials.header_value() != self._rejected_credential
-            )
+            return rejected is not None and self.credentials.header_value() != rejected
         except CredentialsUnavailableError:
             return False
 

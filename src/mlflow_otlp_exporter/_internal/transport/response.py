@@ -50,9 +50,8 @@ _MAX_RETRY_AFTER_SECONDS = 3600.0
 def classify_error(error: TransportError) -> ExportOutcome:
     cause = FailureKind.CREDENTIALS if error.is_credential_error else FailureKind.SERVER
     code = MessageCode.CREDENTIAL_UNAVAILABLE if error.is_credential_error else error.code
-    return ExportOutcome(
-        Disposition.RETRYABLE, cause, error.message, may_have_arrived=error.may_have_arrived, code=code
-    )
+    arrived = error.may_have_arrived
+    return ExportOutcome(Disposition.RETRYABLE, cause, error.message, may_have_arrived=arrived, code=code)
 
 
 def classify_response(response: HttpResponse) -> ExportOutcome:
