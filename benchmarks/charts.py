@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 _WIDTH, _LABEL_WIDTH, _BAR_HEIGHT, _TOP = 860, 430, 26, 56
 _STYLE = (
     "text{font:13px sans-serif;fill:#1f2328}.title{font-size:16px;font-weight:600}.axis{stroke:#57606a}"
@@ -56,3 +58,16 @@ def list_rows(results: Mapping[str, Mapping[str, Any]]) -> str:
             cells = (name, values["what"], f"{values['ours']:.4g}", f"{values['theirs']:.4g}", values["unit"])
             lines.append(f"| {' | '.join((*cells, ratio, bound, runs))} |")
     return "\n".join(lines) + "\n"
+
+
+def update_page(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the figures between the marks in `performance.md` of a folder, and the charts in its folder `images`."""
+    page = folder / "performance.md"
+    before, _, figures = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = figures.partition(END)
+    parts = [list_rows(results)]
+    for name, result in results.items():
+        chart = f"images/benchmark-{name}.svg"
+        (folder / chart).write_text(draw_ratios(f"{name}: ours in relation to upstream", result["rows"]), "utf-8")
+        parts.append(f"![Chart of the ratios of the benchmark {name}, as in the table]({chart})\n")
+    page.write_text(before + BEGIN + "\n" + "\n".join(parts) + "\n" + END + after, encoding="utf-8")

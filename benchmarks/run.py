@@ -20,6 +20,8 @@ from benchmarks.rows import HEADING, format_rows
 # In the order of their duration.
 NAMES = (
     "import_time",
+    "exporters",
+    "exit_time",
     "encoder",
     "enrichment",
     "tree_shapes",
@@ -51,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"any of {', '.join(NAMES)}; default: all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
-    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also write figures.md and a chart per benchmark")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="update the table and charts of this folder")
     parser.add_argument("--full", action="store_true", help="run `load` for two minutes per load and side")
     parser.add_argument("--seconds", type=float, help="duration of the load of gateway and server_time")
     arguments = parser.parse_args()
@@ -75,12 +77,7 @@ def main() -> int:
         is_within_bounds &= all(values["held"] is not False for values in results[name]["rows"])
         print(format_rows(name, results[name]), flush=True)
     if arguments.docs:
-        measured = {name: result for name, result in results.items() if name != "machine"}
-        arguments.docs.mkdir(parents=True, exist_ok=True)
-        (arguments.docs / "figures.md").write_text(charts.list_rows(measured), encoding="utf-8")
-        for name, result in measured.items():
-            chart = charts.draw_ratios(f"{name}: ours in relation to upstream", result["rows"])
-            (arguments.docs / f"{name}.svg").write_text(chart, encoding="utf-8")
+        charts.update_page(arguments.docs, {name: result for name, result in results.items() if name != "machine"})
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if is_within_bounds else 1

@@ -1,5 +1,6 @@
 """The benchmarks print rows, and write a table and a chart."""
 
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -9,10 +10,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_run_writes_table_and_chart_of_a_benchmark(tmp_path: Path) -> None:
+    page, begin, end = tmp_path / "performance.md", "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
+    page.write_text(f"before\n{begin}old figures\n{end}after\n")
+    (tmp_path / "images").mkdir()
     command = [sys.executable, "benchmarks/run.py", "encoder", "--docs", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "encoder: LLM span" in result.stdout, result.stderr
-    table = (tmp_path / "figures.md").read_text(encoding="utf-8")
-    assert table.count("| encoder | ") == 3
-    chart = ET.parse(tmp_path / "encoder.svg").getroot()
+    text = page.read_text(encoding="utf-8")
+    assert (text.startswith(f"before\n{begin}"), text.endswith(f"{end}after\n")) == (True, True)
+    assert (text.count("| encoder | "), "old figures" in text) == (3, False)
+    (chart_name,) = re.findall(r"!\[Chart .+\]\((images/.+\.svg)\)", text)
+    chart = ET.parse(tmp_path / chart_name).getroot()
     assert len(chart.findall(".//{http://www.w3.org/2000/svg}rect")) == 3
