@@ -245,15 +245,16 @@ def test_mistyped_experiment_name_is_reported_with_the_closest(mlflow_server: ML
         "MLFLOW_TRACKING_URI": mlflow_server.uri,
         "MLFLOW_EXPERIMENT_NAME": f"nigthly-{command}",
     }
-    hint = f"because there was none of this name. Did you mean 'nightly-{command}'?"
+    hint = f"Did you mean 'nightly-{command}'?"
     if command == "application":
         [line] = run_app(APP, environment)
-        assert line.endswith(f"{hint} [MLO-803]")
+        assert line.endswith(f"because there was none of this name. {hint} [MLO-803]")
     else:
         [step] = run_doctor(environment)
-        assert (step["step"], step["state"], step["code"]) == ("experiment", "warning", "MLO-803")
-        assert hint in step["found"]
-        assert "correct it and delete the new experiment" in step["fix"]
+        assert (step["step"], step["state"], step["code"]) == ("experiment", "failed", "MLO-409")
+        assert hint in step["server_says"]
+        assert "start the application, which creates it" in step["fix"]
+        assert mlflow_server.experiment(f"nigthly-{command}") is None
 
 
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "1 / 0", "os._exit(3)", "os.kill(os.getpid(), 9)"])

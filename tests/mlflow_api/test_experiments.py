@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.mlflow_api import experiments as experiments_module
 from mlflow_otlp_exporter._internal.mlflow_api.experiments import ExperimentResolver
@@ -108,6 +109,25 @@ def test_created_experiment_is_logged_with_the_most_similar_name(
     resolver = make_resolver(FakeMLflow(*existing), create=True)
     assert resolver.resolve(Destination(experiment="supprot-agent"), 1) == number
     assert caplog.messages == [f"created the experiment 'supprot-agent' (id {number}){expected} [MLO-803]"]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_missing_experiment_is_reported_with_the_most_similar_name(*, create: bool) -> None:
+    api = FakeMLflow("support-agent", "Default")
+    resolver = make_resolver(api, create=create)
+    resolver.creates_similar = False
+    outcome = resolver.resolve(Destination(experiment="supprot-agent"), 1)
+    assert isinstance(outcome, ExportOutcome)
+    expected = "there is no experiment 'supprot-agent': create it, or give another. Did you mean 'support-agent'?"
+    assert (outcome.code, outcome.message) == (MessageCode.EXPERIMENT_NOT_FOUND, expected)
+    assert list(api.experiments) == ["support-agent", "Default"]
+
+
+def test_new_experiment_is_created_even_if_similar_ones_are_not() -> None:
+    resolver = make_resolver(FakeMLflow("support-agent", "Default"), create=True)
+    resolver.creates_similar = False
+    assert resolver.resolve(Destination(experiment="weather"), 1) == "2"
+    assert resolver.resolve(Destination(service_name="supprot-agent"), 1) == "3"  # not given, so not mistyped
 
 
 @pytest.mark.parametrize("content", [{}, {"experiments": None}, {"experiments": [None, 7, {"name": 7}, {}]}])

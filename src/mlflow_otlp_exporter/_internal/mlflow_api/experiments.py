@@ -60,6 +60,7 @@ class ExperimentResolver:
         self._api, self._certain, self._create, self._problem_log = api, certain, create, problem_log
         self._clock, self._silent_until = clock, 0.0
         self._ids: dict[tuple[str | None, str], str] = {}
+        self.creates_similar = True  # the doctor does not create one for a name that may be mistyped
         self._reset_after_fork()
         register_fork_reset(self._reset_after_fork)
 
@@ -127,13 +128,17 @@ class ExperimentResolver:
         experiment_id = self._ids.get((workspace, name))
         if experiment_id is None:
             experiment_id = self._look_up(workspace, name, timeout_seconds)
-            if experiment_id is None and self._create and destination.creation is None:
+            creates, hint = self._create and destination.creation is None, ""
+            if experiment_id is None and (creates or destination.experiment):
+                closest = self._find_similar(workspace, name, timeout_seconds)
+                hint = f". Did you mean {closest!r}?" if closest else ""
+            if experiment_id is None and creates and (self.creates_similar or not (hint and destination.experiment)):
                 # Of concurrent creations one succeeds; the others get RESOURCE_ALREADY_EXISTS, and can look it up.
-                experiment_id = self._create_experiment(workspace, name, timeout_seconds) or self._look_up(
+                experiment_id = self._create_experiment(workspace, name, hint, timeout_seconds) or self._look_up(
                     workspace, name, timeout_seconds
                 )
             if experiment_id is None:
-                message = f"there is no experiment {name!r}{_in_workspace(workspace)}: create it, or give another"
+                message = f"there is no experiment {name!r}{_in_workspace(workspace)}: create it, or give another{hint}"
                 raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_NOT_FOUND))
             evict_oldest(self._ids, _MAX_CACHED)[workspace, name] = experiment_id
         return experiment_id
@@ -159,13 +164,12 @@ class ExperimentResolver:
             raise _NoRestApi
         raise _Unresolved(self._lookup_error(outcome, name, timeout_seconds))
 
-    def _create_experiment(self, workspace: str | None, name: str, timeout_seconds: float) -> str | None:
+    def _create_experiment(self, workspace: str | None, name: str, hint: str, timeout_seconds: float) -> str | None:
         result = self._request("POST", f"{_EXPERIMENTS_PATH}/create", {"name": name}, workspace, timeout_seconds)
         experiment_id = parse_experiment_id(result.content)
         if result.is_ok and experiment_id:
-            closest = self._find_similar(workspace, name, timeout_seconds)
             message = f"created the experiment {name!r}{_in_workspace(workspace)} (id {experiment_id})"
-            message += ", because there was none of this name" + (f". Did you mean {closest!r}?" if closest else "")
+            message += f", because there was none of this name{hint}"
             self._problem_log.log_once(logging.WARNING, add_code(MessageCode.EXPERIMENT_CREATED, message))
             return experiment_id
         if result.error_code == "RESOURCE_ALREADY_EXISTS":
@@ -194,7 +198,7 @@ class ExperimentResolver:
             and text.isprintable()
             and len(text) <= _MAX_COMPARED_LENGTH
         ]
-        import difflib  # imported only for a new experiment
+        import difflib  # imported only for an experiment that does not exist
 
         return next(iter(difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], names, 1, _MIN_SIMILARITY)), None)
 

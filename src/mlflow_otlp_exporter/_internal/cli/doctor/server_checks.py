@@ -75,6 +75,11 @@ _OTHER_SERVER_CODES = frozenset(
     {MessageCode.REDIRECTED, MessageCode.HTML_PAGE, MessageCode.HOST_NOT_ALLOWED, MessageCode.TLS_REQUIRED}
     | {MessageCode.TLS_REJECTED, MessageCode.HTTP2_ONLY, MessageCode.PROXY}
 )
+# Applications create such an experiment, but the doctor does not, because the name may be mistyped.
+_SIMILAR_NAME_FIX = (
+    "Correct `MLFLOW_EXPERIMENT_NAME` if it is mistyped. If it is a new experiment, start the application, which "
+    "creates it, or run `mlflow experiments create --experiment-name NAME`."
+)
 # With a larger difference of the clocks, expired tokens seem valid, and traces appear at the wrong time.
 _MAX_CLOCK_SKEW_SECONDS = 30.0
 # A Collector forwards a trace with a delay.
@@ -130,6 +135,7 @@ class ServerChecks:
 
     def __init__(self, settings: Settings, clients: Clients, log: RecordingLog) -> None:
         self._settings, self._clients, self._log = settings, clients, log
+        clients.experiments.creates_similar = False
         resource = Resource.create()
         self._spans = create_test_spans(resource, "mlflow-otlp doctor")
         self._destination = clients.destination.for_trace(resource.attributes)
@@ -279,9 +285,11 @@ class ServerChecks:
         messages = "; ".join(message.removesuffix(code) for message in self._log.messages)
         if isinstance(resolved, ExportOutcome):
             name = self._destination.experiment or self._destination.service_name or "Default"
-            yield create_failure(
-                "experiment", resolved.code, f"{name!r} ({self._experiment_source()})", resolved.message
-            )
+            detail = f"{name!r} ({self._experiment_source()})"
+            failure = create_failure("experiment", resolved.code, detail, resolved.message)
+            if resolved.code is MessageCode.EXPERIMENT_NOT_FOUND and self._settings.create_experiment:
+                failure = replace(failure, fix=_SIMILAR_NAME_FIX)
+            yield failure
         elif resolved is None:
             if self._needs_experiment:
                 yield create_failure("experiment", MessageCode.EXPERIMENT_REQUIRED, messages)
@@ -292,7 +300,7 @@ class ServerChecks:
         else:
             name = f"{self._destination.experiment!r}, " if self._destination.experiment else ""
             detail = f"{name}id {resolved} ({self._experiment_source()}){f'; {messages}' if messages else ''}"
-            if "Did you mean" in messages:
+            if "Did you mean" in messages:  # named after service.name
                 yield create_warning("experiment", MessageCode.EXPERIMENT_CREATED, detail)
             else:
                 yield CheckResult("experiment", CheckStatus.OK, detail)
