@@ -379,6 +379,12 @@ def failed_steps(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [step for step in json.loads(output)["steps"] if step["state"] == "failed"]
 
 
+def test_fix_for_a_refused_otlp_endpoint_names_a_collector() -> None:
+    url, variable = "http://localhost:4318/v1/traces", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    fix = hint_for(Code.CONNECTION_REFUSED, url, variable, has_credential=False).fix
+    assert fix.startswith(f"Start the Collector or server, or set `{variable}` to its address.")
+
+
 @pytest.mark.parametrize(
     "row", [pytest.param(row, id=row.name, marks=[pytest.mark.needs(name) for name in row.needs]) for row in ROWS]
 )

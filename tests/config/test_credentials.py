@@ -11,6 +11,7 @@ from mlflow_otlp_exporter import ConfigurationError
 from mlflow_otlp_exporter._internal.config.credentials import (
     CredentialSource,
     CredentialsUnavailableError,
+    describe_token,
     make_credential_source,
 )
 from mlflow_otlp_exporter._internal.config.resolver import resolve
@@ -125,3 +126,13 @@ def test_str_with_any_credential_contains_no_secret(tmp_path: Path) -> None:
         authorization = make(**arguments)
         assert "planted" not in str(authorization) + repr(authorization)
         assert str(authorization)
+
+
+def test_token_with_its_scheme_is_described_without_its_value(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("bearer s3cret\n")
+    for source in (make(token="Bearer s3cret"), make(token_file=str(file))):
+        assert describe_token(source) == ", which begins with `Bearer `: set the token alone"
+        assert "s3cret" not in f"{source}{describe_token(source)}"
+    assert [describe_token(make(token=token)) for token in ("s3cret", "bearers3cret")] == ["", ""]
+    assert describe_token(make(credentials="Bearer s3cret")) == ""

@@ -453,6 +453,9 @@ def test_disk_error_is_logged_once_and_retried(
     assert sum("cannot be used" in line for line in caplog.messages) < 7  # at once, then a summary each minute
     assert caplog.messages[0].startswith(f"Spool in {folder.parent}")
     assert os.strerror(number) in caplog.messages[0]
+    storage._problem_log.flush()
+    assert "span]" not in caplog.text  # each attempt was of the same span
+    assert "more spans" not in caplog.text
     assert count_dropped(storage) == 0
     now.now += 60
     assert storage.append(DESTINATION, encode_spans())

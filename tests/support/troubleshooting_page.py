@@ -178,7 +178,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "401: Missing Authorization header or X-Forwarded-Access-Token header.",
         ),
         "The message names the credential that was sent: `credentials: none` means none. If one was sent, its fix is: "
-        f"*{CREDENTIAL_REJECTED.fix}* A token that says when it expires is described, too. `MLFLOW_TRACKING_USERNAME` "
+        f"*{CREDENTIAL_REJECTED.fix}* A token that says when it expires is described, too, "
+        "and one that begins with `Bearer `, which is sent twice then. `MLFLOW_TRACKING_USERNAME` "
         "without `MLFLOW_TRACKING_PASSWORD` is an incomplete credential. Variables of one group (`MLFLOW_*`, "
         "`OTEL_*`) do not apply to a server that the other group names; the message lists such variables. For a "
         "Collector or a gateway, set `OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN`. A token file is read "

@@ -20,6 +20,7 @@ class Hint(NamedTuple):
 
 # The spool is bound to the address and the kind of credential.
 _ON_DISK = "Spans on disk keep the old address: `mlflow-otlp spool flush --from HOST:PORT` sends them to the new one."
+_START_SERVER = "Start the server (`mlflow server --port PORT`)"
 
 HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.INVALID_SETTING: Hint(
@@ -75,7 +76,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.CONNECTION_REFUSED: Hint(
         "No server listens at this port, or it listens only on 127.0.0.1 of another machine. In a container, localhost "
         "is the container itself.",
-        "Start the server (`mlflow server --port PORT`), or set `MLFLOW_TRACKING_URI` to its address. " + _ON_DISK,
+        f"{_START_SERVER}, or set `MLFLOW_TRACKING_URI` to its address. {_ON_DISK}",
     ),
     MessageCode.CONNECT_TIMEOUT: Hint(
         "A firewall or NetworkPolicy drops the packets, or the host is down.",
@@ -499,7 +500,9 @@ def hint_for(code: MessageCode, url: str, variable: str, *, has_credential: bool
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     port = str(parts.port or (443 if parts.scheme == "https" else 80))
-    fix = re.sub(r"\bPORT\b", port, re.sub(r"\bHOST\b", lambda _: host, hint.fix))
+    # The port of an OTLP endpoint may be a Collector's.
+    fix = hint.fix.replace(_START_SERVER, "Start the Collector or server") if variable.startswith("OTEL_") else hint.fix
+    fix = re.sub(r"\bPORT\b", port, re.sub(r"\bHOST\b", lambda _: host, fix))
     fix = fix.replace("MLFLOW_TRACKING_URI", variable)
     if parts.hostname not in _LOCAL_HOSTS:  # a server on a laptop must not be opened to its network
         fix = fix.replace("mlflow server --port", "mlflow server --host 0.0.0.0 --port")

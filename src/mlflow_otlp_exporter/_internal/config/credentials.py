@@ -186,12 +186,15 @@ def has_credential(credentials: CredentialSource) -> bool:
     return not str(credentials).startswith("none")
 
 
-def describe_lifetime(credentials: CredentialSource) -> str:
-    """How long a token is valid, for messages; empty if it does not say so itself."""
+def describe_token(credentials: CredentialSource) -> str:
+    """How long a token is valid, if it says so itself, or that it has its scheme twice; for messages."""
     try:
-        expiry = read_token_expiry(credentials.header_value())
+        authorization = credentials.header_value()
     except CredentialsUnavailableError:
         return ""
+    if (authorization or "").lower().startswith("bearer bearer "):
+        return ", which begins with `Bearer `: set the token alone"
+    expiry = read_token_expiry(authorization)
     if expiry is None:
         return ""
     minutes = (expiry - time.time()) / 60

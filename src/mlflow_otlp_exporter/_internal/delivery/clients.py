@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.config.credentials import describe_lifetime, has_credential
+from mlflow_otlp_exporter._internal.config.credentials import describe_token, has_credential
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.config.service_account import ServiceAccount
 from mlflow_otlp_exporter._internal.delivery.otlp_client import OTLPClient
@@ -81,7 +81,7 @@ def format_outcome(outcome: ExportOutcome, server: HttpClient, settings: Setting
     """Return an outcome as a message: address, the server's message, the credentials if rejected, fix and code."""
     message = f"{server.address}: {outcome.message}"
     if outcome.cause is FailureKind.CREDENTIALS and outcome.status != 407:  # the proxy's
-        message += f"; credentials: {server.credentials}{describe_lifetime(server.credentials)}"
+        message += f"; credentials: {server.credentials}{describe_token(server.credentials)}"
         if server.unused_variables:
             message += f"; not used, because set for another server: {', '.join(server.unused_variables)}"
         in_pod = settings.traces.group is SettingGroup.MLFLOW and ServiceAccount.read(settings.service_account_dir)

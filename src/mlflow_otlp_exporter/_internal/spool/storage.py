@@ -143,7 +143,7 @@ class SpoolStorage:
             with self._lock:
                 entry = self._append(destination, len(spans), created_at, content)
         except OSError as error:
-            self._on_io_error(error, len(spans))
+            self._on_io_error(error)
             return None
         self._failure_count, self._retry_at = 0, 0.0
         message = add_code(MessageCode.RECOVERED, "Spool recovered: it is writable again")
@@ -200,7 +200,7 @@ class SpoolStorage:
         self._problem_log.stats.add_dropped(span_count, code.name.lower())
         self._problem_log.report(f"{_PROBLEM_KEY} {reason}", add_code(code, f"Spans dropped: {reason}"), span_count)
 
-    def _on_io_error(self, error: OSError, span_count: int) -> None:
+    def _on_io_error(self, error: OSError) -> None:
         key = _PROBLEM_KEY
         if error.errno == errno.EFBIG:
             key += " and a large request"  # which must not keep others in memory
@@ -214,7 +214,7 @@ class SpoolStorage:
             "Free disk space, correct the permissions, or set MLFLOW_OTLP_SPOOL_DIR."
         )
         message = add_code(MessageCode.SPOOL_UNAVAILABLE, message)
-        self._problem_log.report(key, message, span_count, logging.WARNING)
+        self._problem_log.report(key, message, 0, logging.WARNING)  # each attempt would count the same spans again
 
     # Listing
 

@@ -26,7 +26,7 @@ from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.config.credentials import (
     CredentialsUnavailableError,
-    describe_lifetime,
+    describe_token,
     has_credential,
 )
 from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
@@ -251,10 +251,10 @@ class ServerChecks:
 
     def _check_credentials(self, rejected: ExportOutcome | None) -> CheckResult:
         credentials = self._clients.server.credentials
-        lifetime = describe_lifetime(credentials)
+        note = describe_token(credentials)
         if rejected is not None:
-            return create_failure("credentials", rejected.code, f"{credentials}{lifetime}", rejected.message)
-        return CheckResult("credentials", CheckStatus.OK, f"{credentials}{lifetime}; accepted")
+            return create_failure("credentials", rejected.code, f"{credentials}{note}", rejected.message)
+        return CheckResult("credentials", CheckStatus.OK, f"{credentials}{note}; accepted")
 
     def _check_workspace(self, rejected: ExportOutcome | None) -> Iterator[CheckResult]:
         name = self._destination.workspace
