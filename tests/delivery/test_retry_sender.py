@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common import problem_log as problem_log_module
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.hints import HINTS, LEFTOVERS_FIX, add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.credentials import CredentialSource
 from mlflow_otlp_exporter._internal.delivery import retry_sender
@@ -342,6 +344,19 @@ def test_messages_name_origin_of_leftover_spans(
     fixture.server.judge = judge()
     fixture.send(encode_spans("a"), label=label)
     assert caplog.messages[0].partition(": ")[0] == (f"{expected} ({label})" if label else expected)
+
+
+@pytest.mark.parametrize("label", [LEFTOVER_LABEL, ""])
+def test_fix_for_leftover_spans_of_a_missing_workspace_names_purge(
+    label: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture = Fixture()
+    fixture.sender._explain = lambda outcome: add_fix(outcome.code, outcome.message)
+    body = json.dumps({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Workspace 'gone' not found"}).encode()
+    fixture.server.judge = fail_times(1, HttpResponse(404, JSON, body))
+    fixture.send(encode_spans("a"), label=label)
+    fix = LEFTOVERS_FIX if label else HINTS[MessageCode.WORKSPACE_NOT_FOUND].fix
+    assert caplog.messages[0].endswith(f". {fix} [1 span] [MLO-407]")
 
 
 def test_message_names_origin_of_leftover_span_answered_500(caplog: pytest.LogCaptureFixture) -> None:

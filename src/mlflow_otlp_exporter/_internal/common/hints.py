@@ -484,6 +484,16 @@ CREDENTIAL_REJECTED = Hint(
     "password. A token that expires belongs into a file (`MLFLOW_TRACKING_TOKEN_FILE`), which is read again; "
     "after this change, `mlflow-otlp spool flush --from FOLDER` sends spans on disk (`spool status` shows FOLDER).",
 )
+# Instead of the fix, for spans of other runs, which settings of this run do not change.
+LEFTOVERS_FIX = (
+    "These spans keep the workspace and the experiment of their run, whatever the settings are now. Create or "
+    "restore them on the server, or delete the spans: `mlflow-otlp spool purge --workspace NAME --yes`, or "
+    "`--experiment NAME`."
+)
+_GONE_CODES = frozenset(
+    {MessageCode.WORKSPACE_NOT_FOUND, MessageCode.WORKSPACES_DISABLED}
+    | {MessageCode.EXPERIMENT_NOT_FOUND, MessageCode.EXPERIMENT_DELETED}
+)
 # Codes whose fix names host and port of the server: HOST and PORT stand for them.
 FIXES_WITH_ADDRESS = frozenset(
     {MessageCode.CONNECTION_REFUSED, MessageCode.NOT_TLS, MessageCode.TLS_REQUIRED, MessageCode.HOST_NOT_ALLOWED}
@@ -512,3 +522,8 @@ def hint_for(code: MessageCode, url: str, variable: str, *, has_credential: bool
 def add_fix(code: MessageCode, message: str, hint: Hint | None = None) -> str:
     end = "" if message.endswith((".", "?", "!")) else "."
     return add_code(code, f"{message}{end} {(hint or HINTS[code]).fix}")
+
+
+def adapt_fix(code: MessageCode, message: str, *, is_own: bool) -> str:
+    """Replace the fix in a message about spans of another run, if their workspace or experiment does not exist."""
+    return message if is_own or code not in _GONE_CODES else message.replace(HINTS[code].fix, LEFTOVERS_FIX)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_backoff
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.hints import add_fix
+from mlflow_otlp_exporter._internal.common.hints import adapt_fix, add_fix
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
@@ -412,7 +412,8 @@ class RetrySender:
         label = "" if destination in self._live_destinations else _origin_label(request)
         queued_count = self._count_queued(destination, not label) + len(request.spans) * (not request.future.is_on_disk)
         where = f"{self._where} for {destination.label}{label}"
-        message = f"Export failing, spans are queued {where}: {self._explain(outcome)}"
+        explanation = adapt_fix(outcome.code, self._explain(outcome), is_own=not label)
+        message = f"Export failing, spans are queued {where}: {explanation}"
         self._problem_log.report_waiting(destination.name, message, queued_count, is_own=not label)
         if request.future.on_postponed is not None:
             request.future.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log

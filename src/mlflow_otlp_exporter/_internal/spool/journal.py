@@ -103,7 +103,7 @@ class Journal:
         self._lock = threading.RLock()
         self._error: BaseException | None = None
         self._missed_span_count = 0
-        self._is_closed = self._is_paused = False
+        self._is_closed = self._is_paused = self._has_written = False  # has written: since the last problem
 
     def set_trace_filter(self, words: Iterable[str]) -> None:
         """Set the trace filter of the spans that are written from now on."""
@@ -126,6 +126,7 @@ class Journal:
             self._error = error
             self._missed_span_count += len(spans)
             return False
+        self._has_written = True
         return True
 
     def _append(self, spans: Sequence[ReadableSpan]) -> None:
@@ -186,11 +187,12 @@ class Journal:
         error, self._error = self._error, None
         missed_span_count, self._missed_span_count = self._missed_span_count, 0
         if missed_span_count:
+            self._has_written = False
             reason = f"{type(error).__name__}: {error}" if error else "too many spans in it have no outcome"
             message = f"Journal cannot be written: {reason}. Ended spans are in memory only."
             message = add_code(MessageCode.JOURNAL_UNAVAILABLE, message)
             self._problem_log.report(_PROBLEM_KEY, message, missed_span_count, logging.WARNING)
-        elif not self._is_paused:
+        elif self._has_written and not self._is_paused:
             message = "Journal recovered: ended spans are written to it again"
             self._problem_log.resolve(_PROBLEM_KEY, add_code(MessageCode.RECOVERED, message))
 
