@@ -412,8 +412,8 @@ class RetrySender:
         label = "" if destination in self._live_destinations else _origin_label(request)
         queued_count = self._count_queued(destination, not label) + len(request.spans) * (not request.future.is_on_disk)
         where = f"{self._where} for {destination.label}{label}"
-        explanation = adapt_fix(outcome.code, self._explain(outcome), is_own=not label)
-        message = f"Export failing, spans are queued {where}: {explanation}"
+        message = f"Export failing, spans are queued {where}: {self._explain(outcome)}"
+        message = adapt_fix(outcome.code, message, is_own=not label)
         self._problem_log.report_waiting(destination.name, message, queued_count, is_own=not label)
         if request.future.on_postponed is not None:
             request.future.on_postponed(outcome)  # last: it wakes a waiting thread, which may read the log
