@@ -248,11 +248,12 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.EXPERIMENT_NOT_FOUND: Entry(
         (
-            "there is no experiment '...': create it, or give another. Did you mean '...'?",
+            "there is no experiment '...': create it, or give another",
             "404: No Experiment with id=... exists",
             "400: Invalid experiment ID '...'",
         ),
-        "`configure()` creates a missing experiment by default. `mlflow-otlp doctor` does, too, but not if the name is "
+        "The message ends with the most similar name, if there is one (`Did you mean ...?`). `configure()` creates a "
+        "missing experiment by default. `mlflow-otlp doctor` does, too, but not if the name is "
         "similar to an existing one, because it may be mistyped. If the message continues after the correction, spans "
         "from before are still queued on disk for the wrong experiment: `mlflow-otlp spool list` shows them. They "
         "expire after 7 days; `mlflow-otlp spool purge --experiment NAME --yes` deletes them earlier.",
