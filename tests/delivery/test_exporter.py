@@ -126,10 +126,10 @@ def test_experiment_name_is_resolved_at_first_export_and_created_if_enabled(
         assert not scripted_server.requests
         for _ in range(2):
             assert exporter.export(make_spans("a")) is SUCCESS
-    look_up, create, search, first, second = scripted_server.requests
+    look_up, search, create, first, second = scripted_server.requests
     assert look_up.query == "experiment_name=42"
     assert json.loads(create.body) == {"name": "42"}
-    for request in (look_up, create, search, first, second):
+    for request in (look_up, search, create, first, second):
         assert request.headers["x-mlflow-workspace"] == "team-a"
         assert request.headers["authorization"] == f"Bearer {SECRET}"
     assert first.headers["x-mlflow-experiment-id"] == second.headers["x-mlflow-experiment-id"] == "9"
