@@ -40,7 +40,7 @@ PORT = "expected http://host:port"
         ("https://evil.com%2f.svc", HOST),
         ("https://evil.com;.svc", HOST),
         ("https://planted@evil.com@mlflow.svc", HOST),
-        ("https://[::1]evil.com.svc", HOST),
+        ("https://[::1]evil.com.svc", "expected"),  # newer versions of Python reject it themselves
         ("https://evil.com%E3%80%82svc", HOST),
         ("https://evil.com\u3002svc", HOST),  # dots that IDNA replaces by "."
         ("https://evil.com\uff0esvc", HOST),

@@ -222,8 +222,8 @@ def test_retryable_request_is_retried_with_backoff(
     assert (fixture.settled_count, fixture.dropped_count, fixture.problem_log.stats.snapshot().retries) == (1, 0, 3)
     assert len(fixture.delay_messages) == fixture.sender.failure_count == 3
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "Export failing, spans are queued in memory for /1",
-        "Export recovered for /1, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
+        "Export failing, spans are queued in memory for experiment 1",
+        "Export recovered for experiment 1, after " + f"{times[3]:.0f} s of trouble [MLO-804]",
     ]
 
 
@@ -331,7 +331,7 @@ TOO_OLD = b'{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too old"}}'
 FATES: list[tuple[Callable[[], Judge], str]] = [
     (lambda: reject_spans_named(422, "a"), "Dropped span 'a' of trace tr-00000000000000000000000000000001"),
     (lambda: lambda _: HttpResponse(200, JSON, TOO_OLD), "Spans rejected"),
-    (lambda: fail_times(1, HttpResponse(503)), "Export failing, spans are queued in memory for /1"),
+    (lambda: fail_times(1, HttpResponse(503)), "Export failing, spans are queued in memory for experiment 1"),
 ]
 
 
@@ -386,12 +386,12 @@ def test_outage_message_omits_origin_once_own_spans_are_queued(caplog: pytest.Lo
 
     down = HttpResponse(503)
     assert send_and_read_log(theirs, theirs, ours, theirs, ours, theirs, answer=down) == [
-        *[f"Export failing, spans are queued in memory for /1 ({LEFTOVER_LABEL})"] * 2,
-        *["Export failing, spans are queued in memory for /1"] * 4,
+        *[f"Export failing, spans are queued in memory for experiment 1 ({LEFTOVER_LABEL})"] * 2,
+        *["Export failing, spans are queued in memory for experiment 1"] * 4,
     ]
-    assert send_and_read_log(ours, answer=HttpResponse(200)) == ["Export recovered for /1"]
+    assert send_and_read_log(ours, answer=HttpResponse(200)) == ["Export recovered for experiment 1"]
     fixture.server.clock += 61
-    expected = f"Export failing, spans are queued in memory for /1 ({LEFTOVER_LABEL})"
+    expected = f"Export failing, spans are queued in memory for experiment 1 ({LEFTOVER_LABEL})"
     assert send_and_read_log(theirs, answer=down) == [expected]
 
 
@@ -736,7 +736,7 @@ def test_lookup_does_not_accept_login_page(caplog: pytest.LogCaptureFixture) -> 
     assert len(fixture.server.names) == 1
     assert fixture.server.request > 1
     assert (
-        "queued in memory for /1: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
+        "queued in memory for experiment 1: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
     )
     fixture.server.lookup_response = None
     fixture.send([], until=180)

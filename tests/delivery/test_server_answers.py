@@ -95,7 +95,7 @@ ADDRESS = r"http://127\.0\.0\.1:\d+"
 def export_failing(message: str, advice: str) -> Line:
     return (
         logging.ERROR,
-        rf"Export failing, spans are queued in memory for /\S+: {ADDRESS}/v1/traces: {message}\.? {advice} \[2 spans\]",
+        rf"Export failing, spans are queued in memory for experiment \S+: {ADDRESS}/v1/traces: {message}\.? {advice} \[2 spans\]",
     )
 
 
@@ -111,7 +111,7 @@ def both_spans_dropped(message: str, advice: str = CONTENT_ADVICE) -> list[Line]
     return [dropped_span("first", message, advice), dropped_span("second", message, advice)]
 
 
-RECOVERED: Line = (logging.WARNING, r"Export recovered for /\S+, after \d+ s of trouble")
+RECOVERED: Line = (logging.WARNING, r"Export recovered for experiment \S+, after \d+ s of trouble")
 SENT_AGAIN = r"spans that may have arrived are sent again without checking whether they are stored \(404: Not Found\)"
 SENT_WITHOUT_LOOKUP: Line = (logging.WARNING, f"{SENT_AGAIN}: MLflow before 3.17 may count their tokens twice")
 

@@ -532,7 +532,7 @@ def test_log_feedback_on_trace_is_stored_by_mlflow(mlflow_server: MLflowServer) 
 
 def test_feedback_page_code_works(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "feedback.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
     namespace: dict[str, Any] = {}
     exec(compile(code, str(page), "exec"), namespace)

@@ -392,7 +392,7 @@ def test_message_of_an_outage_counts_only_spans_of_this_run(scripted_server: Scr
     end(start(scripted_server, f"{SEND}work('b')\nwork('c')\n"))
     assert spooled_span_count() == 3
     _, errors = end(start(scripted_server, f"{SEND}telemetry.flush()\n"))
-    own = [line for line in errors.splitlines() if "queued on disk: " in line]
-    leftover = [line for line in errors.splitlines() if "queued on disk (left by an earlier run): " in line]
+    own = [line for line in errors.splitlines() if "queued on disk for experiment 1: " in line]
+    leftover = [line for line in errors.splitlines() if "for experiment 1 (left by an earlier run): " in line]
     assert [line.rpartition(" [MLO")[0].rpartition("[")[2] for line in own] == ["1 span]"], errors
     assert all("[3 spans]" in line for line in leftover), errors

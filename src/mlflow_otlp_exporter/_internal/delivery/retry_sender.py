@@ -259,7 +259,7 @@ class RetrySender:
     def _record_recovery(self, destination: Destination) -> None:
         self.backoff.record_success(destination)
         self._live_destinations.discard(destination)
-        message = f"Export recovered for {destination.label}"
+        message = f"Export recovered for {destination.description}"
         self._problem_log.resolve(destination.name, add_code(MessageCode.RECOVERED, message))
 
     def _settle(
@@ -411,7 +411,7 @@ class RetrySender:
         # Leftovers of another run are named only while this run has no spans queued for the same destination.
         label = "" if destination in self._live_destinations else _origin_label(request)
         queued_count = self._count_queued(destination, not label) + len(request.spans) * (not request.future.is_on_disk)
-        where = f"{self._where} for {destination.label}{label}"
+        where = f"{self._where} for {destination.description}{label}"
         message = f"Export failing, spans are queued {where}: {self._explain(outcome)}"
         message = adapt_fix(outcome.code, message, is_own=not label)
         self._problem_log.report_waiting(destination.name, message, queued_count, is_own=not label)

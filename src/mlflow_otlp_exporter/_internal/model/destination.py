@@ -104,11 +104,19 @@ class Destination(_DestinationFields):
 
     @property
     def label(self) -> str:
-        """`workspace/experiment` for metrics, messages and tokens; the default workspace is empty.
+        """`workspace/experiment` for metrics and tokens; the default workspace is empty."""
+        return f"{self.workspace or ''}/{self._experiment_label}"
 
-        The id comes first, because it decides where spans go if both it and a name are set.
-        """
-        return f"{self.workspace or ''}/{self.experiment_id or self.experiment or self.service_name or 'Default'}"
+    @property
+    def description(self) -> str:
+        """The destination in a message."""
+        workspace = f" of workspace {self.workspace}" if self.workspace else ""
+        return f"experiment {self._experiment_label}{workspace}"
+
+    @property
+    def _experiment_label(self) -> str:
+        # The id comes first, because it decides where spans go if both it and a name are set.
+        return self.experiment_id or self.experiment or self.service_name or "Default"
 
     def for_trace(self, attributes: Mapping[str, Any], route: Route | None = None) -> "Destination":
         """Return the destination of a trace: its route overrides the resource's attributes, which override this one."""
