@@ -95,7 +95,7 @@ def test_export_to_unknown_experiment_logs_server_message(
 ) -> None:
     assert_spans_stay_queued(MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=999), 3)
     assert caplog.text.count("Export failing, spans are queued in memory") == 1
-    assert "No Experiment with id=999 exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
+    assert "No Experiment with id=999 exists. Correct or unset `MLFLOW_EXPERIMENT_ID`" in caplog.text
 
 
 def test_export_to_unknown_workspace_logs_server_message(
@@ -121,7 +121,7 @@ def test_export_to_experiment_of_other_workspace_logs_server_message(
         MLflowSpanExporter(timeout=60, tracking_uri=mlflow.server.uri, experiment_id=experiment_id, workspace="team-b"),
         3,
     )
-    assert f"No Experiment with id={experiment_id} exists. Set `MLFLOW_EXPERIMENT_NAME`" in caplog.text
+    assert f"No Experiment with id={experiment_id} exists. Correct or unset `MLFLOW_EXPERIMENT_ID`" in caplog.text
     assert mlflow.list_span_names(experiment_id) == []
 
 

@@ -286,7 +286,7 @@ class Pipeline:
         for destination, encoded in self.batcher.build(spans)[0]:
             if queue is None or not queue.append(destination, encoded, attempted=False, may_have_arrived=False):
                 self.record_dropped(len(encoded), reason, "shutdown")
-            else:
+            elif is_ending():  # uWSGI's master is not: its workers send these spans
                 self.problem_log.report_queued(len(encoded))
 
     # Called by the retry sender, the spool and its consumer
