@@ -736,7 +736,8 @@ def test_lookup_does_not_accept_login_page(caplog: pytest.LogCaptureFixture) -> 
     assert len(fixture.server.names) == 1
     assert fixture.server.request > 1
     assert (
-        "queued in memory for experiment 1: 200 with an unexpected body (a login page?) instead of stored traces" in caplog.text
+        "queued in memory for experiment 1: 200 with an unexpected body (a login page?) instead of stored traces"
+        in caplog.text
     )
     fixture.server.lookup_response = None
     fixture.send([], until=180)

@@ -95,7 +95,8 @@ ADDRESS = r"http://127\.0\.0\.1:\d+"
 def export_failing(message: str, advice: str) -> Line:
     return (
         logging.ERROR,
-        rf"Export failing, spans are queued in memory for experiment \S+: {ADDRESS}/v1/traces: {message}\.? {advice} \[2 spans\]",
+        r"Export failing, spans are queued in memory for experiment \S+: "
+        rf"{ADDRESS}/v1/traces: {message}\.? {advice} \[2 spans\]",
     )
 
 
