@@ -95,8 +95,10 @@ ADDRESS = r"http://127\.0\.0\.1:\d+"
 def export_failing(message: str, advice: str) -> Line:
     return (
         logging.ERROR,
-        r"Export failing, spans are queued in memory for experiment \S+: "
-        rf"{ADDRESS}/v1/traces: {message}\.? {advice} \[2 spans\]",
+        (
+            rf"Export failing, spans are queued in memory for experiment \S+: {ADDRESS}/v1/traces: {message}\.? {advice}"
+            r" \[2 spans\]"
+        ),
     )
 
 
