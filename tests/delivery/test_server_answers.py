@@ -96,7 +96,7 @@ def export_failing(message: str, advice: str) -> Line:
     return (
         logging.ERROR,
         (
-            rf"Export failing, spans are queued in memory for experiment \S+: {ADDRESS}/v1/traces: {message}\.? {advice}"
+            rf"Export failing, spans are queued in memory for \w+ \S+: {ADDRESS}/v1/traces: {message}\.? {advice}"
             r" \[2 spans\]"
         ),
     )
