@@ -460,9 +460,13 @@ def test_export_of_trace_whose_callee_sent_first_to_another_workspace_drops_its_
     assert len(dead_letters(tmp_path)) == 1
 
 
-def test_export_without_call_and_remote_parent_asks_nothing(mlflow: FakeMLflow) -> None:
+def test_export_without_call_of_a_service_and_remote_parent_asks_nothing(mlflow: FakeMLflow) -> None:
+    memory = InMemorySpanExporter()
+    with provider(memory) as tracer_provider:
+        attributes = {"gen_ai.operation.name": "chat"}  # no model continues a trace
+        tracer_provider.get_tracer("tests").start_span("chat", kind=SpanKind.CLIENT, attributes=attributes).end()
     exporter = new_exporter(mlflow, workspace="team-b")
-    export(exporter, make_spans("a", "b"))
+    export(exporter, [*make_spans("a"), *memory.get_finished_spans()])
     exporter.shutdown()
     assert counts(exporter) == (2, 0)
     assert len(mlflow.server.requests) == 1
