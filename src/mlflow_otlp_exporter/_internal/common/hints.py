@@ -25,7 +25,7 @@ _START_SERVER = "Start the server (`mlflow server --port PORT`)"
 HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.INVALID_SETTING: Hint(
         "The value or the variable name has a typo, or the variable belongs to another program.",
-        "Correct the variable as the message says. `mlflow-otlp settings` lists all settings.",
+        "Correct the variable as the message says. `mlflow-otlp settings --all` lists all settings.",
     ),
     MessageCode.NOT_A_SERVER: Hint(
         "The tracking URI names a database or a folder, as in scripts that use the MLflow SDK without a server.",
@@ -129,8 +129,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.HTTP2_ONLY: Hint(
         "The port, such as 4317 of a Collector, takes OTLP over gRPC, or the server or proxy speaks only HTTP/2. Spans "
         "are sent over HTTP/1.1, whatever `OTEL_EXPORTER_OTLP_PROTOCOL` says.",
-        "Set `OTEL_EXPORTER_OTLP_ENDPOINT` to the port for OTLP over HTTP, such as `http://collector:4318`, or enable "
-        "HTTP/1.1 on the server.",
+        "Use the port for OTLP over HTTP, such as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces`, "
+        "or enable HTTP/1.1 on the server.",
     ),
     MessageCode.CERTIFICATE_FILE: Hint(
         "The file of `MLFLOW_TRACKING_SERVER_CERT_PATH`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `REQUESTS_CA_BUNDLE` or "
@@ -268,7 +268,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "(macOS, port 5000); or the address lacks the path prefix of MLflow.",
         "Correct host and port of `MLFLOW_TRACKING_URI` (HOST:PORT), or add MLflow's path prefix: `curl "
         "$MLFLOW_TRACKING_URI/version` must print a version. A Collector's address belongs into "
-        "`OTEL_EXPORTER_OTLP_ENDPOINT`.",
+        "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, with `/v1/traces`.",
     ),
     MessageCode.OTLP_UNSUPPORTED: Hint(
         "MLflow takes OpenTelemetry since version 3.6.", "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
