@@ -85,7 +85,7 @@ UNUSABLE = [
     ('{"x": ["*"], "t": "*"}', 'entry 2: expected "<token>": ["<workspace>/<experiment>", ...]'),
     ('{"t": [1]}', "entry 1: expected"),
     ('{" ": ["*"]}', "entry 1: expected"),
-    ('{"t": ["team-a"]}', "entry 1: 'team-a' names no experiment: expected 'team-a/*'"),
+    ('{"t": ["team-a"]}', "entry 1: a destination names no experiment: expected '<workspace>/*'"),
     (None, "No such file or directory"),
 ]
 

@@ -6,11 +6,20 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    StaticSampler,
+    TraceIdRatioBased,
+)
 
 from mlflow_otlp_exporter import configure, shutdown
 from mlflow_otlp_exporter._internal.setup.auto_instrumentation import AutoInstrumentationSpanExporter
-from mlflow_otlp_exporter._internal.setup.tracer_provider import describe_sampler
+from mlflow_otlp_exporter._internal.setup.tracer_provider import can_sample, describe_sampler
 from support.scripted_server import ScriptedServer
 
 
@@ -94,3 +103,29 @@ def test_describe_sampler_handles_samplers_of_others() -> None:
     assert describe_sampler(TracerProvider(FailingSampler(), shutdown_on_exit=False)).startswith("FailingSampler")
     off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
     assert describe_sampler(off) == "AlwaysOffSampler (of the tracer provider)"
+
+
+class SamplerByName(StaticSampler):
+    """Records only spans whose names begin with `chat`."""
+
+    def __init__(self) -> None:
+        super().__init__(Decision.DROP)
+
+    def get_description(self) -> str:
+        return "SamplerByName"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (ALWAYS_OFF, False),
+        (ParentBased(ALWAYS_OFF), False),
+        (TraceIdRatioBased(0.0), False),
+        (TraceIdRatioBased(0.1), True),
+        (ParentBased(ALWAYS_ON), True),
+        (SamplerByName(), True),
+        (ParentBased(SamplerByName()), True),
+    ],
+)
+def test_can_sample_is_false_only_for_samplers_that_record_nothing(sampler: Sampler, expected: bool) -> None:
+    assert can_sample(sampler) is expected

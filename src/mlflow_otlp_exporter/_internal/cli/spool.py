@@ -189,7 +189,7 @@ def _is_target(folder: Path, source: str) -> bool:
     """Return whether a folder is meant by its name or path, or by the address or host and port of its target."""
     address = _describe_target(folder).removeprefix("spans for ").partition(", sent with ")[0]
     addresses = (address, address.removesuffix(TRACES_PATH), urlsplit(address).netloc)
-    return source.rstrip("/") in (folder.name, str(folder), *addresses)
+    return source.rstrip("/") in filter(None, (folder.name, str(folder), *addresses))
 
 
 def _adopt_requests(settings: Settings, source: str) -> None:
@@ -227,7 +227,9 @@ def _move(path: Path, destination: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        atomic_write(destination, read_regular_file(path, spool_file.MAX_FILE_BYTES), f"{os.getpid():x}")
+        atomic_write(
+            destination, read_regular_file(path, spool_file.MAX_FILE_BYTES), f"{os.getpid():x}-{os.urandom(4).hex()}"
+        )
         path.unlink()
 
 

@@ -129,8 +129,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.HTTP2_ONLY: Hint(
         "The port, such as 4317 of a Collector, takes OTLP over gRPC, or the server or proxy speaks only HTTP/2. Spans "
         "are sent over HTTP/1.1, whatever `OTEL_EXPORTER_OTLP_PROTOCOL` says.",
-        "Use the port for OTLP over HTTP, such as `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces`, "
-        "or enable HTTP/1.1 on the server.",
+        "Use the port for OTLP over HTTP, such as "
+        "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://collector:4318/v1/traces`, or enable HTTP/1.1 on the server.",
     ),
     MessageCode.CERTIFICATE_FILE: Hint(
         "The file of `MLFLOW_TRACKING_SERVER_CERT_PATH`, `OTEL_EXPORTER_OTLP_CERTIFICATE`, `REQUESTS_CA_BUNDLE` or "

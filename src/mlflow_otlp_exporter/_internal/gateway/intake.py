@@ -207,7 +207,11 @@ class Intake:
                 evict_oldest(self._resources, _MAX_CACHED_OWNERS)[key] = origin
         if is_allowed is not None and not origin.reason:
             destination = self._default.for_trace(origin.resource.attributes)
-            if not is_allowed(destination):
+            destinations = [destination]
+            if self._default.creation == "off" and destination.service_name and not destination.experiment:
+                # Without an experiment of the service's name, spans go to Default.
+                destinations.append(destination._replace(service_name=None))
+            if not all(map(is_allowed, destinations)):
                 reason = f"the tokens file of the {GATEWAY} does not allow {destination.label} for this token"
                 return _Origin(origin.resource, reason, _DENIED)
         return origin

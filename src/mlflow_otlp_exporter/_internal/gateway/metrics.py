@@ -62,9 +62,9 @@ class GatewayMetrics(Collector):
         code = MessageCode.GATEWAY_DENIED if is_denied else MessageCode.GATEWAY_UNAUTHENTICATED
         self._unlogged[answer.kind] += 1
         now = time.monotonic()
-        if now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS:
+        is_due = now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS
+        if is_due and (count := self._unlogged.pop(answer.kind, 0)):  # 0: another thread has just logged them
             self._logged_at[answer.kind] = now
-            count = self._unlogged.pop(answer.kind)
             message = "Rejected %d requests with %s over %s, the last one from %s: %s [%s]"
             logger.warning(message, count, status, protocol, client, answer.message, code)
 

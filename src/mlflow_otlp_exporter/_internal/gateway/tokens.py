@@ -6,7 +6,7 @@ import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlflow_otlp_exporter._internal.common.bounded import bounded_text, parse_json
+from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.gateway.intake import IsAllowed
 from mlflow_otlp_exporter._internal.gateway.protocol import GATEWAY, AnswerKind, Rejection
@@ -14,7 +14,6 @@ from mlflow_otlp_exporter._internal.gateway.watched_files import WatchedFiles
 from mlflow_otlp_exporter._internal.model.destination import Destination
 
 _MAX_FILE_BYTES = 1 << 20
-_MAX_PATTERN_LENGTH = 100
 _SCHEME = "bearer "
 
 
@@ -61,10 +60,9 @@ class TokenFile:
             is_list = isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
             if not token.strip() or not is_list:
                 raise ValueError(f'entry {number}: expected "<token>": ["<workspace>/<experiment>", ...]')
-            for pattern in patterns:
-                if "/" not in pattern and pattern != "*":
-                    name = bounded_text(pattern, _MAX_PATTERN_LENGTH)
-                    raise ValueError(f"entry {number}: {name!r} names no experiment: expected {f'{name}/*'!r}")
+            if not all("/" in pattern or pattern == "*" for pattern in patterns):
+                # Without the pattern: if key and value were swapped, it is the token.
+                raise ValueError(f"entry {number}: a destination names no experiment: expected '<workspace>/*'")
             grants[_digest(token.strip())] = Grant(tuple(patterns))
         self._grants = grants
 

@@ -31,6 +31,8 @@ _NOT_SAMPLED = (
     "calls, MLFLOW_OTLP_IGNORE_CALLER_SAMPLING=true records them"
 )
 _DROP = Decision.DROP
+# Samplers that decide by the trace id alone, or not at all, by their descriptions.
+_SAMPLERS_BY_ID = r"(?:ParentBased\{root:)?(?:Always(?:On|Off)Sampler|TraceIdRatioBased\{)"
 _LIMIT_VARIABLES = ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_COUNT_LIMIT")
 
 
@@ -114,7 +116,9 @@ def create_environment_sampler() -> Sampler:
 def can_sample(sampler: Sampler, *, all_traces: bool = False) -> bool:
     """Return whether a sampler records any trace without caller, or all: samplers compare the id with a bound."""
     try:
-        return sampler.should_sample(None, (1 << 64) - 1 if all_traces else 0, "").decision is not _DROP
+        if not re.match(_SAMPLERS_BY_ID, sampler.get_description()):
+            return True  # it may decide by names or attributes
+        return sampler.should_sample(Context(), (1 << 64) - 1 if all_traces else 0, "").decision is not _DROP
     except BaseException as error:
         if must_propagate(error):
             raise
