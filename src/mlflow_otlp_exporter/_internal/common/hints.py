@@ -236,7 +236,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     ),
     MessageCode.NO_MLFLOW_SERVER: Hint(
         "Spans go to a gateway or Collector, and no setting names the MLflow server.",
-        "Behind a gateway, nothing: it reads the name of the experiment from the spans. Otherwise set "
+        "Change nothing behind a gateway: it reads the name of the experiment from the spans. Otherwise set "
         "`MLFLOW_TRACKING_URI`, and keep the Collector's address in `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, because "
         "`MLFLOW_TRACKING_URI` overrides `OTEL_EXPORTER_OTLP_ENDPOINT`; or set `MLFLOW_EXPERIMENT_ID`.",
     ),
@@ -317,7 +317,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "read (`get`).",
     ),
     MessageCode.NOT_DELIVERED: Hint(
-        "The process ended before the server had answered, as a slow one, or before the spans were sent; or a "
+        "The process ended before a slow server had answered, or before the spans were sent; or a "
         "Collector accepted them and did not forward them to MLflow.",
         "Spans on disk are sent by the next run, or by `mlflow-otlp spool flush`; without a spool, enable it "
         "(`MLFLOW_OTLP_SPOOL=true`), or call `shutdown(timeout)` with more time. Behind a Collector, "
