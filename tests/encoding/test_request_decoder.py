@@ -7,7 +7,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, TraceState
+from opentelemetry.trace import SpanContext, SpanKind, TraceState
 
 from mlflow_otlp_exporter._internal.encoding import request_decoder
 from mlflow_otlp_exporter._internal.encoding.request_decoder import decode_request
@@ -55,6 +55,17 @@ def test_decode_request_reverses_encode_request_for_all_kinds_of_spans() -> None
     decoded = decode_request(body)
     assert list(map(identify, decoded)) == list(map(identify, encoded))
     assert ExportTraceServiceRequest.FromString(encode_request(decoded)) == ExportTraceServiceRequest.FromString(body)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "is_call"),
+    [({"http.url": "u"}, True), ({"gen_ai.operation.name": "chat"}, False), ({"gen_ai.system": "openai"}, False)],
+)
+def test_decode_client_span_is_call_unless_it_calls_a_model(attributes: dict[str, str], is_call: bool) -> None:
+    context = SpanContext(1, 2, is_remote=False)
+    encoded = SpanEncoder().encode(ReadableSpan("n", context, kind=SpanKind.CLIENT, attributes=attributes))
+    (decoded,) = decode_request(encode_request([encoded]))
+    assert (encoded.is_call, decoded.is_call) == (is_call, is_call)
 
 
 @given(st.binary(max_size=200))

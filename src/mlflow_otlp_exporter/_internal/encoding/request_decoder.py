@@ -4,6 +4,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from mlflow_otlp_exporter._internal.encoding.span_encoder import MODEL_CALL_KEYS
 from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, Framing, encode_field, frame_span
 
 _OWNER_TAG, _SCHEMA_URL_TAG = b"\x0a", b"\x1a"
@@ -35,7 +36,9 @@ def decode_request(body: bytes) -> list[EncodedSpan]:
                 trace_id, span_id = int.from_bytes(span.trace_id, "big"), int.from_bytes(span.span_id, "big")
                 content = frame_span(span.SerializeToString(deterministic=True))
                 is_root, is_remote = not span.parent_span_id, bool(span.flags & _REMOTE_PARENT_FLAG)
-                is_call = span.kind in _CALL_KINDS
+                is_call = span.kind in _CALL_KINDS and MODEL_CALL_KEYS.isdisjoint(
+                    attribute.key for attribute in span.attributes
+                )
                 spans.append(EncodedSpan(trace_id, span_id, is_root, resource, scope, content, (), is_remote, is_call))
     if body and not spans and not request.resource_spans:
         raise ValueError("not an export request")

@@ -50,7 +50,7 @@ _pack_fixed64 = struct.Struct("<Q").pack
 
 _CALL_KINDS = (SpanKind.CLIENT, SpanKind.PRODUCER)
 # GenAI instrumentations give calls of models and tools the kind CLIENT; no model continues a trace.
-_MODEL_CALL_KEYS = frozenset({"gen_ai.operation.name", "gen_ai.system"})
+MODEL_CALL_KEYS = frozenset({"gen_ai.operation.name", "gen_ai.system"})
 
 
 class Repairs:
@@ -179,7 +179,7 @@ class SpanEncoder:
         resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
         cached_scope = self._scopes.get(id(span.instrumentation_scope))
         scope = cached_scope[1] if cached_scope is not None else self._encode_scope(span.instrumentation_scope)
-        is_call = span.kind in _CALL_KINDS and _MODEL_CALL_KEYS.isdisjoint(source or ())
+        is_call = span.kind in _CALL_KINDS and MODEL_CALL_KEYS.isdisjoint(source or ())
         return EncodedSpan(trace_id, span_id, parent is None, resource_framing, scope, body, (), is_remote, is_call)
 
     def _append_events_and_links(
