@@ -2,6 +2,7 @@
 
 import atexit
 import inspect
+import logging
 import os
 import re
 import threading
@@ -14,9 +15,9 @@ from typing import Any, Concatenate, ParamSpec
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler
 from mlflow_otlp_exporter._internal.common.types import Durability, MaskName, NoiseFilter
 from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
@@ -47,6 +48,7 @@ DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spoo
 
 _P = ParamSpec("_P")
 _lock = threading.RLock()
+_problem_log = ProblemLog()  # for calls before `configure()`
 _current: Telemetry | None = None
 _last: Telemetry | None = None  # that is shutting down, or was shut down
 _current_key: object = None
@@ -197,9 +199,8 @@ def _call_current(method: Callable[Concatenate[Telemetry, _P], str | None]) -> C
     def call(*args: _P.args, **kwargs: _P.kwargs) -> str | None:
         current = _current
         if current is None:
-            logger.warning(
-                "Feedback dropped: %s() needs configure() before it [%s]", method.__name__, MessageCode.FEEDBACK_DROPPED
-            )
+            message = f"Feedback dropped: {method.__name__}() needs configure() before it"
+            _problem_log.log_once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, message))
             return None
         return method(current, *args, **kwargs)
 
