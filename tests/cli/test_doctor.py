@@ -711,6 +711,19 @@ def test_doctor_arguments_override_the_environment(world: World, capsys: pytest.
     assert "experiment_id 0 (argument tracking_uri=)" in capsys.readouterr().out
 
 
+def test_doctor_towards_otlp_endpoint_names_the_destination_in_the_test_trace(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = world.start_scripted()
+    server.answer(then=ACCEPTED)
+    world.set(OTEL_EXPORTER_OTLP_ENDPOINT=server.url, MLFLOW_EXPERIMENT_NAME="agents", MLFLOW_WORKSPACE="team-a")
+    _, steps = run_doctor(capsys)
+    assert steps["write"]["state"] == "ok"
+    resource = server.to(TRACES_PATH)[-1].export_request().resource_spans[0].resource
+    attributes = {item.key: item.value.string_value for item in resource.attributes}
+    assert (attributes["mlflow.experiment"], attributes["mlflow.workspace"]) == ("agents", "team-a")
+
+
 def test_doctor_reports_queued_requests_and_keeps_them(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.set(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{_closed_port()}", MLFLOW_OTLP_SPOOL="true")
     exporter = MLflowSpanExporter(timeout=0.3)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
-from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
@@ -186,12 +185,9 @@ class Batcher:
         return batches
 
     def _add_destination(self, resource: Resource, destination: Destination) -> Resource:
-        """Add attributes that name the destination, for a Collector to route by."""
         cached = self._routed_resources.get((id(resource), destination))
         if cached is None:
-            names = (WORKSPACE, EXPERIMENT, EXPERIMENT_ID, RUN_ID)
-            values = (destination.workspace, destination.experiment, destination.experiment_id, destination.run_id)
-            added = {name: value for name, value in zip(names, values, strict=True) if value}
+            added = destination.attributes
             routed = Resource({**resource.attributes, **added}, resource.schema_url) if added else resource
             entries = evict_oldest(self._routed_resources, _MAX_CACHED_RESOURCES)
             cached = entries[id(resource), destination] = (resource, routed)

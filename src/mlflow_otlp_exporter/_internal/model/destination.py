@@ -98,6 +98,11 @@ class Destination(_DestinationFields):
         return Route(self.workspace, self.experiment, self.experiment_id, self.run_id)
 
     @property
+    def attributes(self) -> dict[str, str]:
+        """Attributes of a resource that name the destination, for a Collector or a gateway to route by."""
+        return {name: value for name, value in zip(_NAMES, self.route, strict=True) if value}
+
+    @property
     def name(self) -> str:
         """Workspace and experiment, which accept or reject spans regardless of their run."""
         return f"{self.workspace or ''}/{self.trace_experiment_id}" if self.trace_experiment_id else self.label

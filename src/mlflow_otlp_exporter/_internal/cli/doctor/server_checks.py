@@ -137,8 +137,10 @@ class ServerChecks:
         self._settings, self._clients, self._log = settings, clients, log
         clients.experiments.creates_similar = False
         resource = Resource.create()
-        self._spans = create_test_spans(resource, "mlflow-otlp doctor")
         self._destination = clients.destination.for_trace(resource.attributes)
+        if settings.traces.group is not SettingGroup.MLFLOW:
+            resource = resource.merge(Resource(self._destination.attributes))
+        self._spans = create_test_spans(resource, "mlflow-otlp doctor")
         self._version: tuple[int, ...] | None = None
         self._has_workspaces: bool | None = None
         self._needs_experiment = True
