@@ -440,6 +440,42 @@ def test_spool_flush_from_another_address_sends_its_requests(
         assert "nothing is queued for http://nowhere:1" in capsys.readouterr().err
 
 
+def test_spool_flush_from_with_more_than_the_limit_leaves_the_newest_requests(
+    spool: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    first, second = sorted(folder.glob("*.otlp"))
+    spool.answer(path=TRACES_PATH, then=ACCEPTED)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "planted-token")
+    max_bytes = max(first.stat().st_size, second.stat().st_size)
+    monkeypatch.setenv("MLFLOW_OTLP_SPOOL_MAX_BYTES", str(max_bytes))
+    output = run_spool(capsys, "flush", "--from", spool.url, status=1)
+    assert "1 span in 1 file taken over" in output
+    assert f"1 span not taken over, because the spool is limited to {max_bytes} bytes" in output
+    assert (first.exists(), second.exists()) == (False, True)
+    assert "1 span sent, 0 queued" in run_spool(capsys, "flush", "--from", spool.url)
+
+
+def test_spool_flush_from_takes_feedback(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    telemetry = configure(auto_instrument=False)
+    telemetry.log_feedback(TRACE_ID, "helpful", True)
+    telemetry.shutdown(1.0)
+    [folder] = Path(os.environ["XDG_STATE_HOME"], "mlflow-otlp-exporter").iterdir()
+    assert len(list((folder / "feedback").glob("*.json"))) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    path = f"/api/3.0/mlflow/traces/tr-{TRACE_ID}/assessments"
+    scripted_server.answer(path=path, then=Answer(headers={"Content-Type": "application/json"}, body=b"{}"))
+    assert f"to send  mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
+    output = run_spool(capsys, "flush", "--from", folder.name)
+    assert "0 spans in 0 files and 1 feedback file taken over" in output
+    assert "1 feedback file sent, 0 still on disk" in output
+    assert not list((folder / "feedback").iterdir())
+
+
 def test_spool_flush_from_sends_spans_of_a_run_without_credential(
     spool: ScriptedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

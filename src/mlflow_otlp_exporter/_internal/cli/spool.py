@@ -36,7 +36,7 @@ from mlflow_otlp_exporter._internal.spool.directory import candidate_roots, crea
 from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
 from mlflow_otlp_exporter._internal.spool.persistent_queue import FEEDBACK_FOLDER, JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
-from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, REJECTED_FOLDER
+from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, MAX_FILES, REJECTED_FOLDER
 
 _POLL_SECONDS, _PROGRESS_SECONDS = 0.1, 5.0
 _LOCK_FILE, _MAX_TEXT_BYTES, _MAX_FEEDBACK_BYTES = "lock", 10_000, 4 << 20
@@ -103,14 +103,13 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Run an action; return 1 if requests remain after `flush` or `retry`, else 0."""
+    """Run an action; return 1 if requests or feedback remain after `flush` or `retry`, else 0."""
     settings = resolve({"spool": True}, defaults={"create_experiment": True})
     if options.action == "status":
         return _print_status(settings, as_json=options.json)
     if options.action == "flush":
-        if options.source:
-            _adopt_requests(settings, options.source)
-        return _flush(settings, options.timeout)
+        has_all = not options.source or _adopt_requests(settings, options.source)
+        return _flush(settings, options.timeout) or int(not has_all)
     selection = _Selection(options.workspace, options.experiment)
     if options.action == "list":
         subfolder = REJECTED_FOLDER if options.refused else ""
@@ -155,7 +154,8 @@ def _folders(settings: Settings) -> Iterator[Path]:
     for root in candidate_roots(settings.disk.spool_dir, os.environ):
         # A folder that the doctor has created has no ABOUT_FILE.
         folders = {path.parent for path in [*root.glob(f"*/{ABOUT_FILE}"), *root.glob("*/*.otlp")]}
-        folders |= {path.parent.parent for path in root.glob(f"*/{REJECTED_FOLDER}/*.otlp")}
+        for pattern in (f"*/{REJECTED_FOLDER}/*.otlp", f"*/{FEEDBACK_FOLDER}/*.json"):
+            folders |= {path.parent.parent for path in root.glob(pattern)}
         for folder in sorted(folders):
             with suppress(OSError):
                 secure_directory(folder)
@@ -192,15 +192,19 @@ def _is_target(folder: Path, source: str) -> bool:
     return source.rstrip("/") in filter(None, (folder.name, str(folder), *addresses))
 
 
-def _adopt_requests(settings: Settings, source: str) -> None:
-    """Move the requests of another target to the queue of the current settings; naming the target is the consent."""
+def _adopt_requests(settings: Settings, source: str) -> bool:
+    """Move what is queued for another target to the queue of the current settings; naming the target is the consent.
+
+    Returns False if the queue has no room for all of it.
+    """
     current_name = folder_name_for(settings)
     folders = [folder for folder in _folders(settings) if folder.name != current_name and _is_target(folder, source)]
     if not folders:
         message = f"nothing is queued for {clean(source)}: `mlflow-otlp spool status` lists the targets"
         raise ConfigurationError(message, MessageCode.SPOOL_UNAVAILABLE)
     destination = create_spool_directory(settings.disk.spool_dir, current_name, os.environ)
-    span_count = file_count = 0
+    queue = Index(list_entries(destination))
+    span_count = file_count = feedback_count = remaining_count = 0
     for folder in folders:
         lock = FileLock(folder / _LOCK_FILE)
         if not lock.acquire():
@@ -208,7 +212,13 @@ def _adopt_requests(settings: Settings, source: str) -> None:
             raise ConfigurationError(message, MessageCode.SPOOL_UNAVAILABLE)
         try:
             for entry in Index(list_entries(folder)):
+                # Beyond its limits, the queue would drop its oldest requests for the next new one.
+                has_room = queue.totals.size_bytes + entry.size_bytes <= settings.disk.spool_max_bytes
+                if not has_room or queue.totals.file_count >= MAX_FILES:
+                    remaining_count += entry.span_count
+                    continue
                 _move(folder / entry.name, destination / entry.name)
+                queue.add(entry)
                 span_count, file_count = span_count + entry.span_count, file_count + 1
             for journal in find_abandoned_journals(folder / JOURNAL_FOLDER, "", {}):
                 create_private_directory(destination / JOURNAL_FOLDER)
@@ -216,9 +226,24 @@ def _adopt_requests(settings: Settings, source: str) -> None:
                     _move(path, destination / JOURNAL_FOLDER / path.name)
                     file_count += 1
                 journal.release_files()
+            for path in _feedback_files(folder):
+                create_private_directory(destination / FEEDBACK_FOLDER)
+                _move(path, destination / FEEDBACK_FOLDER / path.name)
+                feedback_count += 1
         finally:
             lock.release()
-    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')} taken over from {clean(source)}")
+    print(f"{_format_files(span_count, file_count, feedback_count)} taken over from {clean(source)}")
+    if remaining_count:
+        limit = f"the spool is limited to {settings.disk.spool_max_bytes} bytes ({settings.sources['spool_max_bytes']})"
+        print(
+            f"{pluralize(remaining_count, 'span')} not taken over, because {limit}: run the command again, or raise it"
+        )
+    return not remaining_count
+
+
+def _format_files(span_count: int, file_count: int, feedback_count: int) -> str:
+    feedback = f" and {pluralize(feedback_count, 'feedback file')}" if feedback_count else ""
+    return f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')}{feedback}"
 
 
 def _move(path: Path, destination: Path) -> None:
@@ -291,7 +316,8 @@ def _print_status(settings: Settings, *, as_json: bool) -> int:
         if target["feedback"]["files"]:
             print(f"  feedback {pluralize(target['feedback']['files'], 'file')}")
         print(f"  sender   {target['sender']}")
-        if not target["current"] and target["sender"] == "none" and (oldest is not None or target["journal"]["files"]):
+        has_files = oldest is not None or target["journal"]["files"] or target["feedback"]["files"]
+        if not target["current"] and target["sender"] == "none" and has_files:
             print(f"  to send  mlflow-otlp spool flush --from {clean(Path(target['folder']).name)}")
     if len(targets) > 1:
         print(f"total: {_format_counts(totals['queued'], 'request')} queued")
@@ -482,6 +508,5 @@ def _purge(settings: Settings, selection: _Selection, *, rejected: bool, confirm
                 if confirmed:
                     path.unlink(missing_ok=True)
     outcome = "deleted" if confirmed else "would be deleted; run again with --yes to delete"
-    feedback = f" and {pluralize(feedback_count, 'feedback file')}" if feedback_count else ""
-    print(f"{pluralize(span_count, 'span')} in {pluralize(file_count, 'file')}{feedback} {outcome}")
+    print(f"{_format_files(span_count, file_count, feedback_count)} {outcome}")
     return 0
