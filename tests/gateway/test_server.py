@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -399,6 +400,22 @@ def test_doctor_recognises_gateway(scripted_server: ScriptedServer, tmp_path: Pa
     # The trace may be on the gateway's disk only.
     assert "It works" not in done.stdout
     assert "Whether they reach MLflow is unknown: see `read back` above." in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_gateway_signal_before_serving_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    # Both ports are open and logged at this moment, but asyncio does not handle signals yet.
+    code = (
+        "import asyncio, os, sys\n"
+        f"asyncio.run = lambda serving: (serving.close(), os.kill(os.getpid(), {int(number)}))\n"
+        "from mlflow_otlp_exporter._internal.cli.main import main\n"
+        "sys.exit(main(['gateway', '--listen', '127.0.0.1:0', '--grpc-listen', '127.0.0.1:0']))"
+    )
+    variables = {**os.environ, "MLFLOW_TRACKING_URI": AWAY, "MLFLOW_OTLP_SPOOL_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Gateway ended: 0 spans delivered" in done.stderr
 
 
 def test_gateway_open_to_all_without_tokens_warns(tmp_path: Path) -> None:

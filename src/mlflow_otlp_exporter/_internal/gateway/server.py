@@ -49,6 +49,7 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 SERVER_NAME = "mlflow-otlp-gateway"
 # Kubernetes kills a pod after 30 s: requests that are being received, and spans in memory, until then.
 _GRACEFUL_SECONDS, _CLOSE_SECONDS = 5, 10.0
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -76,6 +77,9 @@ class _Server(uvicorn.Server):
 def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     _configure_logging()
+    # Until asyncio handles them: their default action would end the process without closing the receivers.
+    for number in _END_SIGNALS:
+        signal.signal(number, _end_process)
     # Threads that decode requests and the one that enriches spans share the interpreter: with Python's 5 ms, the
     # slowest answers took three times as long.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -157,6 +161,10 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     return 0
 
 
+def _end_process(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
 def _hide_routes(settings: Settings) -> Settings:
     """Drop the attributes that name the destination of a resource: MLflow would store each as a tag."""
     if settings.traces.group is not SettingGroup.MLFLOW:
@@ -167,7 +175,7 @@ def _hide_routes(settings: Settings) -> Settings:
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _END_SIGNALS:
         loop.add_signal_handler(number, setattr, server, "should_exit", True)
     await server.serve(sockets=[listener])
 
