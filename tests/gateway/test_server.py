@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -91,21 +92,28 @@ def test_gateway_with_denied_tenant_sends_spans_of_others(scripted_server: Scrip
         assert "5 spooled, 0 dropped" in gateway.log[-1]["message"]
 
 
+def has_queued_spans(gateway: GatewayProcess, count: int) -> bool:
+    return gateway.metrics()["mlflow_otlp_queue_spans"] == count
+
+
 def test_gateway_with_full_buffer_answers_unavailable_until_spans_are_sent(
     scripted_server: ScriptedServer, tmp_path: Path
 ) -> None:
     scripted_server.answer(then=Answer(503))
     environment = {"MLFLOW_OTLP_BUFFER_SPANS": "10", "MLFLOW_OTLP_SPOOL": "false", "MLFLOW_OTLP_DURABILITY": "request"}
     with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"], environment) as gateway:
-        statuses = [post_span(gateway, f"span {number}") for number in range(12)]
-        assert statuses == [200] * 10 + [503] * 2
+        for number in range(10):
+            assert post_span(gateway, f"span {number}") == 200
+            # While spans are handed over to the exporter, the two counts are not read at the same instant.
+            wait_until(partial(has_queued_spans, gateway, number + 1))
+        assert [post_span(gateway, "one more") for _ in range(2)] == [503, 503]
         full = gateway.post(to_json(encode_spans(make_spans("full"))), JSON)
         assert (full.status, full.headers["retry-after"], full.json["code"]) == (503, "5", 14)
         assert full.json["message"] == "the buffer is full"
         ready = gateway.request("GET", "/readyz")
         assert (ready.status, ready.body) == (503, b"the buffer is full")
         assert gateway.request("GET", "/healthz").status == 200
-        assert gateway.metrics()["mlflow_otlp_queue_spans"] == 10
+        wait_until(partial(has_queued_spans, gateway, 10))
         scripted_server.answer(then=Answer(200))
         while gateway.request("GET", "/readyz").status != 200:
             pass

@@ -184,19 +184,21 @@ class Pipeline:
         self._add_in_flight(unsent_count, unsent_bytes)
         try:
             for part in iter_chunks(spans, _SPANS_PER_PART) if unsent_count > _SPANS_PER_PART else (spans,):
-                part_count = len(part)
-                self._submit_batches(self.batcher.build_and_clear(part, min(byte_count, max_span_bytes)))
-                self._add_in_flight(-part_count, -part_count * mean_bytes)
-                unsent_count, unsent_bytes = unsent_count - part_count, unsent_bytes - part_count * mean_bytes
+                part_count, part_bytes = len(part), len(part) * mean_bytes
+                batches = self.batcher.build_and_clear(part, min(byte_count, max_span_bytes))
+                unsent_count, unsent_bytes = unsent_count - part_count, unsent_bytes - part_bytes
+                self._submit_batches(batches, part_count, part_bytes)
         finally:
             self._add_in_flight(-unsent_count, -unsent_bytes)
 
-    def _submit_batches(self, batches: list[Batch]) -> None:
-        for destination, encoded in batches:
-            future = ExportFuture(len(encoded), memory_bytes_of(encoded))
+    def _submit_batches(self, batches: list[Batch], span_count: int, byte_count: int) -> None:
+        futures = [ExportFuture(len(encoded), memory_bytes_of(encoded)) for _, encoded in batches]
+        # In one step: spans that count twice, even for a moment, can make the buffer seem full.
+        byte_growth = sum([future.byte_count for future in futures]) - byte_count
+        self._add_in_flight(sum([future.span_count for future in futures]) - span_count, byte_growth)
+        for (destination, encoded), future in zip(batches, futures, strict=True):
             merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
             if self.work_queue.extend_last(destination, merge):
-                self._add_in_flight(future.span_count, future.byte_count)
                 if self.metrics is not None:
                     self.metrics.record_start(future.span_count)
             else:
@@ -250,6 +252,7 @@ class Pipeline:
 
         future.on_postponed = on_postponed
         last_outcome = self.retry_sender.backoff.last_failure(destination)
+        self._add_in_flight(future.span_count, future.byte_count)
         self._enqueue(destination, spans, future)
         on_postponed(last_outcome)  # these spans are queued behind requests that fail
         return future
@@ -257,7 +260,6 @@ class Pipeline:
     def _enqueue(self, destination: Destination, spans: list[EncodedSpan], future: ExportFuture) -> None:
         with self._changed:
             self._in_flight.add(future)
-            self._add_in_flight(future.span_count, future.byte_count)
         future.add_done_callback(self._untrack)
         if self.metrics is not None:
             future.on_counted = self.metrics.record_start(len(spans))
