@@ -21,7 +21,10 @@ from mlflow_otlp_exporter import (
     trace_context,
     traced,
 )
+from mlflow_otlp_exporter._internal.common.files import read_regular_file
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
+from mlflow_otlp_exporter._internal.mlflow_api import assessment_sender
 from mlflow_otlp_exporter._internal.mlflow_api.assessment_sender import (
     AssessmentFiles,
     AssessmentSender,
@@ -494,6 +497,27 @@ def test_next_run_after_outage_sends_stored_feedback(scripted_server: ScriptedSe
     telemetry.log_feedback(TRACE, "second", value=True)
     telemetry.flush()
     assert sorted(sent) == ["helpful", "second"]
+
+
+def test_run_during_outage_reads_stored_feedback_once(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted_server.answer_with(f"/api/3.0/mlflow/traces/{TRACE}/assessments", lambda _: Scripted(503))
+    configure(tracking_uri=scripted_server.url, experiment_id=0).log_feedback(TRACE, "helpful", value=True)
+    shutdown(30.0)
+    read: list[str] = []
+
+    def count(path: Path, *arguments: Any) -> bytes:
+        read.append(path.name)
+        return read_regular_file(path, *arguments)
+
+    monkeypatch.setattr(assessment_sender, "read_regular_file", count)
+    pipeline = pipeline_of(configure(tracking_uri=scripted_server.url, experiment_id=0).exporter)
+    assert pipeline is not None
+    assert pipeline.rest_client is not None
+    for _ in range(3):  # as the spool consumer does it every 10 s
+        pipeline.rest_client.load_stored_assessments()
+    assert len(read) == 1
 
 
 @traced(kind="AGENT")

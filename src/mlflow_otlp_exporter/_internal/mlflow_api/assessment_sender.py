@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -74,15 +74,16 @@ class AssessmentFiles:
             if directory is not None:
                 (directory / _DIRECTORY_NAME / f"{assessment.id}{_SUFFIX}").unlink(missing_ok=True)
 
-    def read(self) -> Iterator[Assessment]:
-        """Yield the stored assessments; damaged and old files are deleted, which is logged."""
+    def read(self, loaded_ids: Container[str] = ()) -> Iterator[Assessment]:
+        """Yield the stored assessments with other ids; damaged and old files are deleted, which is logged."""
         reasons: list[str] = []
         for path in self._list_paths():
             try:
                 if self._clock() - path.lstat().st_mtime > self._max_age_seconds:
                     reasons.append("too old")
                 else:
-                    yield _parse_assessment(read_regular_file(path, _MAX_FILE_BYTES), path.stem)
+                    if path.stem not in loaded_ids:
+                        yield _parse_assessment(read_regular_file(path, _MAX_FILE_BYTES), path.stem)
                     continue
             except UnsafeFileError as error:
                 reasons.append(str(error.strerror))

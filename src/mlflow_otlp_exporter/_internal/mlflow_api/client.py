@@ -128,9 +128,10 @@ class MlflowRestClient:
     def load_stored_assessments(self) -> None:
         """Load what other runs have stored since the last call."""
         self._has_loaded_files = True
-        for assessment in self._files.read() if self._files is not None else ():
-            if assessment.id not in self._assessment_ids and self._tasks.pending_count < _MAX_TASKS:
-                self._enqueue_assessment(assessment, is_stored=True)
+        if self._files is not None and self._tasks.pending_count < _MAX_TASKS:
+            for assessment in self._files.read(self._assessment_ids):
+                if self._tasks.pending_count < _MAX_TASKS:
+                    self._enqueue_assessment(assessment, is_stored=True)
 
     def _enqueue_assessment(self, assessment: Assessment, *, is_stored: bool = False) -> None:
         evict_oldest(self._assessment_ids, _MAX_TASKS)[assessment.id] = None
