@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.trace import SpanContext
 
-from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_context
+from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, trace_context, update_trace
 from mlflow_otlp_exporter._internal.delivery.batcher import batch_by_size, iter_chunks
 from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, Framing
 from support.scripted_server import ScriptedServer
@@ -211,3 +211,25 @@ def test_end_of_span_with_values_whose_methods_raise_raises_nothing(mask: list[s
     span.end()
     processor.shutdown(0)
     assert exporter.stats().dropped == 1
+
+
+@pytest.mark.parametrize("enrich", [False, True])
+def test_session_of_the_application_replaces_that_of_frameworks(scripted_server: ScriptedServer, enrich: bool) -> None:
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id="1", enrich=enrich)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(MLflowSpanProcessor(exporter))
+    tracer = provider.get_tracer("framework")
+    with tracer.start_as_current_span("root") as root:
+        with tracer.start_as_current_span("below", attributes={"gen_ai.conversation.id": "thread"}):
+            update_trace(session="s-42")
+        with tracer.start_as_current_span("without"):
+            pass
+        root.set_attribute("session.id", "thread")
+    with trace_context(session="s-43"), tracer.start_as_current_span("other trace"):
+        pass
+    provider.shutdown()
+    spans = {span.name: span for request in scripted_server.to("/v1/traces") for span in request.spans()}
+    attributes = {name: {item.key: item.value.string_value for item in span.attributes} for name, span in spans.items()}
+    assert [attributes[name]["session.id"] for name in ("root", "below", "other trace")] == ["s-42", "s-42", "s-43"]
+    assert "mlflow.trace.session" not in attributes["root"]
+    assert enrich or "session.id" not in attributes["without"]

@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, EncodedSpan, apply_trace_sessions
 from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, find_destinations
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class Batcher:
     ) -> int:
         """Add the encoded spans to the groups, and return how many could not be encoded."""
         failed_count, extractor = 0, self._extractor
+        if self._enricher is None:
+            spans = apply_trace_sessions(spans)
         sources = spans if extractor is None else extractor.extract(spans)
         enriched_spans = self._enricher.enrich(sources) if self._enricher is not None else sources
         last_destination: Destination | None = None
