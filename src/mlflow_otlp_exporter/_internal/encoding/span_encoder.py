@@ -5,7 +5,6 @@ tag is `number << 3 | wire type`; wire types are 0 varint, 1 fixed64, 2 length-d
 """
 
 import struct
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +34,8 @@ _MAX_DEPTH = 24
 _MAX_CACHED_KEYS, _MAX_CACHED_KEY_BYTES = 4096, 128
 _MAX_CACHED_PREFIXES, _MAX_CACHED_TEXT_BYTES = 8192, 512
 _MAX_CACHED_OWNERS = 256
+# Of resources, scopes and events, links, spans.
+_ATTRIBUTE_TAGS = (b"\x0a", b"\x1a", b"\x22", b"\x4a")
 _MASK_64_BITS, _MAX_TIME = (1 << 64) - 1, (1 << 63) - 1
 # Trace id in two halves and span id, with their tags; parent's span id; kind, start and end.
 _pack_ids, _pack_parent = struct.Struct(">HQQHQ").pack, struct.Struct(">HQ").pack
@@ -78,6 +79,39 @@ class _TextHeads(dict[int, bytes]):
 _TEXT_HEADS = _TextHeads()
 
 
+class _Prefixes(dict[int, bytes]):
+    """What precedes the value of an attribute, by the size of a text or the complement of the size of any other value."""
+
+    __slots__ = ("_owner", "encoded_key", "key_size")
+
+    def __init__(self, owner: "_PrefixesByKey", encoded_key: bytes) -> None:
+        self._owner, self.encoded_key, self.key_size = owner, encoded_key, len(encoded_key)
+
+    def __missing__(self, size: int) -> bytes:
+        owner, head = self._owner, _TEXT_HEADS[size] if size >= 0 else b"\x12" + encode_length(~size)
+        prefix = owner.tag + encode_length(self.key_size + len(head) + max(size, ~size)) + self.encoded_key + head
+        if size > -_MAX_CACHED_TEXT_BYTES:
+            owner.prefix_count += 1
+            if owner.prefix_count > _MAX_CACHED_PREFIXES:
+                owner.clear()
+                owner.prefix_count = 0
+            self[size] = prefix
+        return prefix
+
+
+class _PrefixesByKey(dict[Any, _Prefixes]):
+    def __init__(self, tag: bytes, encode_text: Callable[[Any], bytes]) -> None:
+        self.tag, self.prefix_count, self._encode_text = tag, 0, encode_text
+
+    def __missing__(self, key: Any) -> _Prefixes:
+        prefixes = _Prefixes(self, encode_field(b"\x0a", self._encode_text(key)))
+        if prefixes.key_size <= _MAX_CACHED_KEY_BYTES:
+            if len(self) >= _MAX_CACHED_KEYS:
+                self.clear()
+            self[key] = prefixes
+        return prefixes
+
+
 class SpanEncoder:
     """Encodes spans, with bounded caches of resources, scopes and attribute keys; thread-safe.
 
@@ -87,9 +121,7 @@ class SpanEncoder:
     def __init__(self, select_resource_attributes: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None) -> None:
         self.repairs = Repairs()
         self._select_resource_attributes = select_resource_attributes or dict
-        self._keys: dict[str, bytes] = {}
-        # What precedes a text, by tag, and by key and size of the text; any other value by the complement of its size.
-        self._prefixes: dict[bytes, dict[tuple[Any, int], bytes]] = defaultdict(dict)
+        self._prefixes = {tag: _PrefixesByKey(tag, self._encode_text) for tag in _ATTRIBUTE_TAGS}
         # By identity, because a resource's own hash dumps JSON; holding the object keeps its id unique.
         self._resources: dict[int, tuple[Resource, Framing]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Framing]] = {}
@@ -203,8 +235,8 @@ class SpanEncoder:
             pieces += (b"\x70", varint(dropped))
 
     def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
-        # Strings, which are nearly all values, are encoded without another call.
-        prefixes, varints = self._prefixes[tag], VARINTS
+        # Nearly all values are texts, which are encoded without another call.
+        prefixes, varints, append = self._prefixes[tag], VARINTS, pieces.append
         for key, value in attributes.items():
             kind = value.__class__
             if kind is str or kind is Utf8Text:
@@ -213,6 +245,12 @@ class SpanEncoder:
                 except UnicodeEncodeError:
                     content = self._encode_text(value)
                 size = len(content)
+                if size < _MAX_CACHED_TEXT_BYTES:
+                    append(prefixes[key][size])
+                else:
+                    key_prefixes, head = prefixes[key], _TEXT_HEADS[size]
+                    length = varints[key_prefixes.key_size + len(head) + size]
+                    pieces += (tag, length, key_prefixes.encoded_key, head)
             else:
                 try:
                     # True is not of the class int.
@@ -221,27 +259,8 @@ class SpanEncoder:
                 except _Unencodable:
                     self.repairs.left_out += 1
                     continue
-                size = ~len(content)
-            pieces += (prefixes.get((key, size)) or self._encode_prefix(tag, key, size), content)
-
-    def _encode_prefix(self, tag: bytes, key: Any, size: int) -> bytes:
-        encoded_key = self._keys.get(key) or self._encode_key(key)
-        head = _TEXT_HEADS[size] if size >= 0 else b"\x12" + encode_length(~size)
-        prefix = tag + encode_length(len(encoded_key) + len(head) + max(size, ~size)) + encoded_key + head
-        if -_MAX_CACHED_TEXT_BYTES < size < _MAX_CACHED_TEXT_BYTES and key in self._keys:
-            prefixes = self._prefixes[tag]
-            if len(prefixes) >= _MAX_CACHED_PREFIXES:
-                prefixes.clear()
-            prefixes[key, size] = prefix
-        return prefix
-
-    def _encode_key(self, key: Any) -> bytes:
-        encoded_key = encode_field(b"\x0a", self._encode_text(key))
-        if len(encoded_key) <= _MAX_CACHED_KEY_BYTES:
-            if len(self._keys) >= _MAX_CACHED_KEYS:
-                self._keys.clear()
-            self._keys[key] = encoded_key
-        return encoded_key
+                append(prefixes[key][~len(content)])
+            append(content)
 
     def _encode_value(self, value: Any, depth: int) -> bytes:
         encoder = self._encoders.get(value.__class__)
