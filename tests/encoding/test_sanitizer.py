@@ -72,8 +72,14 @@ def test_sanitize_attributes_of_encoded_text_equals_that_of_text(is_root: bool) 
         assert sanitize_attributes({"mlflow.spanInputs": Utf8Text(text.encode())}, is_root=is_root) == expected
 
 
-def test_sanitize_attributes_with_word_as_numbers_leaves_it_out() -> None:
-    repaired = sanitize_attributes({"mlflow.chat.tokenUsage": "many", "other": 1}, is_root=False)
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"input_tokens": 10, "output_tokens": 0}', '{"a":1}', '{"a": 1.5}', "{}"])
+def test_sanitize_attributes_keeps_json_object_of_numbers(text: str) -> None:
+    assert sanitize_attributes({"mlflow.chat.tokenUsage": text}, is_root=False) is None
+
+
+@pytest.mark.parametrize("text", ["many", '{"a": 01}', '{"a": 1,}', '{"a": 1, }', '{"a": 1} ]', '{"a": "1"}', "[1]"])
+def test_sanitize_attributes_with_other_text_as_numbers_leaves_it_out(text: str) -> None:
+    repaired = sanitize_attributes({"mlflow.chat.tokenUsage": text, "other": 1}, is_root=False)
     assert repaired is not None
     assert "mlflow.chat.tokenUsage" not in repaired
 

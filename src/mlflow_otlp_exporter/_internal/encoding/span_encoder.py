@@ -80,7 +80,7 @@ _TEXT_HEADS = _TextHeads()
 
 
 class _Prefixes(dict[int, bytes]):
-    """What precedes the value of an attribute, by the size of a text or the complement of the size of any other value."""
+    """What precedes the value of an attribute, by the size of a text, or the complement of any other value's size."""
 
     __slots__ = ("_owner", "encoded_key", "key_size")
 
