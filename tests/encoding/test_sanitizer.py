@@ -53,7 +53,10 @@ def test_sanitize_attributes_cuts_before_it_checks_the_nesting() -> None:
     assert repaired["session.id"] == "[" * 250
 
 
-@pytest.mark.parametrize("text", [json.dumps([{"a": [1]}] * 5000), json.dumps("[" * 1000), "a" + "[" * 1000, "[" * 500])
+@pytest.mark.parametrize(
+    "text",
+    [json.dumps([{"a": [1]}] * 5000), json.dumps("[" * 1000), "a" + "[" * 1000, "[" * 500, '["\ud800' + "1" * 500],
+)
 def test_sanitize_attributes_keeps_other_texts(text: str) -> None:
     assert sanitize_attributes({"input.value": text}, is_root=False) is None
 
@@ -72,7 +75,9 @@ def test_sanitize_attributes_of_encoded_text_equals_that_of_text(is_root: bool) 
         assert sanitize_attributes({"mlflow.spanInputs": Utf8Text(text.encode())}, is_root=is_root) == expected
 
 
-@pytest.mark.parametrize("text", ['{"a": 1}', '{"input_tokens": 10, "output_tokens": 0}', '{"a":1}', '{"a": 1.5}', "{}"])
+@pytest.mark.parametrize(
+    "text", ['{"a": 1}', '{"input_tokens": 10, "output_tokens": 0}', '{"a":1}', '{"a": 1.5}', "{}"]
+)
 def test_sanitize_attributes_keeps_json_object_of_numbers(text: str) -> None:
     assert sanitize_attributes({"mlflow.chat.tokenUsage": text}, is_root=False) is None
 
