@@ -60,7 +60,7 @@ def test_send_file_delivers_all_spans(
         path.write_text(f"{as_json(encode_spans())}\n{as_json(content)}\n")
     assert main_module.main(["send", str(path)]) == 0
     expected = 6 if file_format == "lines" else 3
-    assert f"{expected} of {expected} spans of {expected} traces were delivered" in capsys.readouterr().out
+    assert f"{expected} of {expected} spans of {expected} traces delivered" in capsys.readouterr().out
     assert len(mlflow_server.search_traces(experiment)) == expected
 
 
@@ -159,7 +159,7 @@ def test_send_file_to_unavailable_server_fails(
     arguments = ["send", str(path), "--tracking-uri", scripted_server.url, "--experiment-id", "1"]
     assert main_module.main(arguments) == 1
     output = capsys.readouterr()
-    assert "0 of 3 spans of 3 traces were delivered" in output.err
+    assert "0 of 3 spans of 3 traces delivered" in output.err
     assert "[MLO-501]" in output.err
     assert PROMPT not in output.err
 

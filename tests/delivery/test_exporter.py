@@ -235,7 +235,7 @@ def test_export_with_partial_success_fails(scripted_server: ScriptedServer, capl
     with open_exporter(tracking_uri=scripted_server.url, experiment_id="1") as exporter:
         assert exporter.export(make_spans("a", "b")) is FAILURE
         assert (exporter.stats().delivered, exporter.stats().dropped) == (1, 1)
-    assert "1 spans rejected: too old" in caplog.text
+    assert "1 span rejected: too old" in caplog.text
 
 
 def test_export_succeeds_after_server_recovers(scripted_server: ScriptedServer) -> None:

@@ -155,7 +155,8 @@ def row_delivered(name: str, answer: Answer, *log_lines: Line, **more: Any) -> R
 
 
 def row_partial(name: str, answer: Answer, message: str, rejected: int = 1) -> Row:
-    line = rf"Spans rejected: {ADDRESS}/v1/traces: {rejected} spans rejected: {message}\.? {CONTENT_ADVICE} "
+    count = "1 span" if rejected == 1 else f"{rejected} spans"
+    line = rf"Spans rejected: {ADDRESS}/v1/traces: {count} rejected: {message}\.? {CONTENT_ADVICE} "
     log_lines = [(logging.ERROR, rf"{line}\[{min(rejected, SPANS)} spans?\]")]
     end = (SPANS - min(rejected, SPANS), min(rejected, SPANS), 0)
     return Row(name, then=answer, end=end, log_lines=log_lines, result=FAILURE)

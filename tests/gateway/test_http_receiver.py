@@ -133,7 +133,7 @@ def test_export_of_span_without_ids_is_partial_success(
     (scope_spans,) = message["resourceSpans"][0]["scopeSpans"]
     scope_spans["spans"][1]["spanId"] = ""
     reply = sending_gateway.post(json.dumps(message).encode(), JSON)
-    error = "1 spans dropped: a span without ids, or with malformed ones"
+    error = "1 span dropped: a span without ids, or with malformed ones"
     assert (reply.status, reply.json) == (200, {"partialSuccess": {"rejectedSpans": "1", "errorMessage": error}})
     wait_for_spans(scripted_server, ["good"])
 

@@ -54,7 +54,7 @@ def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: Scripted
         denied = gateway.post(to_json(encode_spans(make_spans("denied"))), JSON, authorization="Bearer secret-a")
         assert (denied.status, denied.json["code"]) == (403, 7)
         reason = "the tokens file of the mlflow-otlp gateway does not allow /1 for this token"
-        assert denied.json["message"] == f"1 spans dropped: {reason}"
+        assert denied.json["message"] == f"1 span dropped: {reason}"
         for headers in ({}, {"authorization": "Bearer wrong-secret"}):
             unknown = gateway.post(b"", **headers)
             assert (unknown.status, unknown.headers["www-authenticate"]) == (401, "Bearer")
@@ -65,8 +65,8 @@ def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: Scripted
         missing = "expected the header `authorization: Bearer <token>` with a token of the mlflow-otlp gateway"
         rejected = [line["message"] for line in gateway.log if line["message"].startswith("Rejected ")]
         assert rejected == [  # one line a minute for each kind
-            f"Rejected 1 requests with {status} over http, the last one from 127.0.0.1: {message}"
-            for status, message in ((403, f"1 spans dropped: {reason} [MLO-421]"), (401, f"{missing} [MLO-304]"))
+            f"Rejected 1 request with {status} over http, the last one from 127.0.0.1: {message}"
+            for status, message in ((403, f"1 span dropped: {reason} [MLO-421]"), (401, f"{missing} [MLO-304]"))
         ]
     requests = scripted_server.to(TRACES_PATH)
     assert sorted(span.name for request in requests for span in request.spans()) == ["a", "b"]

@@ -370,7 +370,7 @@ def test_read_deletes_special_files_and_logs_once(
     create(tmp_path / "feedback" / "a-1.json")
     (tmp_path / "feedback" / "a-2.json").write_text("[" * 100_000)
     assert list(files.read()) == [assessment]
-    assert caplog.messages == [f"Feedback dropped: 2 stored files were deleted (damaged, {reason}). [MLO-515]"]
+    assert caplog.messages == [f"Feedback dropped: 2 stored files deleted (damaged, {reason}). [MLO-515]"]
     victim = tmp_path / "feedback" / "victim"
     assert not victim.exists() or victim.read_text() == "precious"
     assert (tmp_path / "feedback" / "a-1.json").exists() == (create is Path.mkdir)
@@ -395,7 +395,7 @@ def test_read_with_crafted_content_deletes_file(
     path.write_text(json.dumps({"workspace": None, "assessment": {**assessment.body, **changes}}))
     assert list(files.read()) == []
     assert not path.exists()
-    assert "1 stored files were deleted (damaged)" in caplog.text
+    assert "1 stored file deleted (damaged)" in caplog.text
 
 
 def test_feedback_folder_that_is_a_link_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,7 @@ def test_notebook_shows_links_counts_and_the_last_trace(endpoint: RecordingEndpo
         trace_id = f"tr-{current.get_span_context().trace_id:032x}"
     html = telemetry._repr_html_()
     assert "experiment &#x27;&lt;agents&gt;&#x27;" in html
-    assert "1 spans delivered, 0 spooled, 0 dropped" in html
+    assert "1 span delivered, 0 spooled, 0 dropped" in html
     assert f'href="{endpoint.url}/#/experiments/1/traces"' in html
     viewer = f"{endpoint.url}/static-files/lib/notebook-trace-renderer/index.html"
     assert f'<iframe src="{viewer}?trace_id={trace_id}&amp;experiment_id=1"' in html

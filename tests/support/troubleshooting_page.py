@@ -200,7 +200,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "401: the tokens file of the mlflow-otlp gateway does not have this token",
             "401: expected the header `authorization: Bearer <token>` with a token of the mlflow-otlp gateway",
             "401: the mlflow-otlp gateway forwards `authorization`, which is missing",
-            "Rejected ... requests with ... over ..., the last one from ...: ...",
+            "Rejected ... with ... over ..., the last one from ...: ...",
         ),
         "The last line is the gateway's own, at most once a minute. It never contains a token.",
     ),
@@ -330,8 +330,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
     ),
     MessageCode.GATEWAY_DENIED: Entry(
         (
-            "403: ... spans dropped: the tokens file of the mlflow-otlp gateway does not allow ... for this token",
-            "Rejected ... requests with ... over ..., the last one from ...: ...",
+            "403: ... dropped: the tokens file of the mlflow-otlp gateway does not allow ... for this token",
+            "Rejected ... with ... over ..., the last one from ...: ...",
         ),
         "The last line is the gateway's own, at most once a minute.",
     ),
@@ -382,7 +382,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         "Requests are made smaller at once. Only a single span above the limit is shortened, or dropped.",
     ),
     MessageCode.PARTIAL_SUCCESS: Entry(
-        ("Spans rejected: ...: ... spans rejected: ...",),
+        ("Spans rejected: ...: ... rejected: ...",),
     ),
     MessageCode.SERVER_MESSAGE: Entry(
         ("Server message: ...",),

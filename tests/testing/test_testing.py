@@ -126,7 +126,7 @@ def test_endpoint_records_another_process(compression: str) -> None:
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, check=True)
         (trace,) = endpoint.wait_for(1, timeout=30)
         assert (trace.root.name, trace.root.experiment) == ("x" * 2000, "7")
-        with pytest.raises(TimeoutError, match="1 traces with a root after"):
+        with pytest.raises(TimeoutError, match="1 trace with a root after"):
             endpoint.wait_for(2, timeout=0.05)
 
 

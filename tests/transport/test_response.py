@@ -284,7 +284,7 @@ def test_parse_retry_after_with_header_returns_seconds(value: str, seconds: floa
                 body(
                     {
                         "code": 7,
-                        "message": "1 spans dropped: the tokens file of the mlflow-otlp gateway does not allow a/b",
+                        "message": "1 span dropped: the tokens file of the mlflow-otlp gateway does not allow a/b",
                     }
                 ),
             ),

@@ -23,6 +23,7 @@ from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.config.resolver import overrides
 from mlflow_otlp_exporter._internal.gateway.local_receiver import LocalReceiver
 from mlflow_otlp_exporter._internal.installed_readers import InstalledReaders, load_readers, read_span, to_readers
@@ -152,7 +153,8 @@ class RecordingEndpoint:
             if complete_count >= count:
                 return traces
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{complete_count} traces with a root after {timeout} s, expected {count}")
+                complete = pluralize(complete_count, "trace")
+                raise TimeoutError(f"{complete} with a root after {timeout} s, expected {count}")
             pause.wait(_POLL_SECONDS)
 
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from mlflow_otlp_exporter._internal.cli.output import pluralize
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.gateway.local_receiver import LocalReceiver
 
 _ID_FIELDS = frozenset({"traceId", "spanId", "parentSpanId"})

@@ -14,6 +14,7 @@ from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_sp
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.config.describe import credential_fingerprint
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, batch_by_size
@@ -78,10 +79,10 @@ def send_file(settings: Settings, path: Path, *, report_progress: bool = False) 
                 yield False, _format_failure(settings, outcome)
             if report_progress and time.monotonic() >= report_at:
                 report_at += _PROGRESS_SECONDS
-                print(f"{delivered} of {len(spans)} spans sent ...", file=sys.stderr, flush=True)
+                print(f"{delivered} of {pluralize(len(spans), 'span')} sent ...", file=sys.stderr, flush=True)
         yield from ((True, message) for message in log.messages)
-        trace_count = len({span.trace_id for span in spans})
-        yield delivered == len(spans), f"{delivered} of {len(spans)} spans of {trace_count} traces were delivered"
+        counts = f"{pluralize(len(spans), 'span')} of {pluralize(len({span.trace_id for span in spans}), 'trace')}"
+        yield delivered == len(spans), f"{delivered} of {counts} delivered"
     finally:
         clients.close()
 

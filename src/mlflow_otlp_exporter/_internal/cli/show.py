@@ -16,11 +16,12 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from mlflow_otlp_exporter._internal.cli.doctor.local_checks import RecordingLog
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import read_trace
-from mlflow_otlp_exporter._internal.cli.output import paint, pluralize, shorten
+from mlflow_otlp_exporter._internal.cli.output import paint, shorten
 from mlflow_otlp_exporter._internal.cli.send import read_request
 from mlflow_otlp_exporter._internal.common import attribute_names as names
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.hints import add_fix, hint_for
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.config.credentials import has_credential
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batcher

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from mlflow_otlp_exporter._internal.cli.output import clean, paint, pluralize
+from mlflow_otlp_exporter._internal.cli.output import clean, paint
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.files import (
@@ -26,6 +26,7 @@ from mlflow_otlp_exporter._internal.common.files import (
     read_regular_file,
     secure_directory,
 )
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
@@ -349,7 +350,7 @@ def _format_age(seconds: float) -> str:
     for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"
+    return pluralize(round(seconds), "second")
 
 
 def _format_time(timestamp: float) -> str:

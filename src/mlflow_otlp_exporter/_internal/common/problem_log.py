@@ -93,22 +93,22 @@ class ProblemLog:
         with self._lock:
             text = self._text(key, message)
             text.unlogged_span_count += span_count
-            more = f"; {text.unlogged_span_count} more spans" if text.unlogged_span_count else ""
+            more = f"; {pluralize(text.unlogged_span_count, 'more span')}" if text.unlogged_span_count else ""
             line = self._rate_limited_line(key, text, more)
             if line is not None:
                 text.unlogged_span_count = 0
                 if span_count and line == message:
-                    line = _insert_before_code(line, f" [{_format_spans(span_count)}]")
+                    line = _insert_before_code(line, f" [{pluralize(span_count, 'span')}]")
         if line is not None:
             logger.log(level, "%s", line)
 
     def report_waiting(self, key: str, message: str, span_count: int, *, is_own: bool = True) -> None:
         """Log that `span_count` spans are waiting now, in total; `is_own` is false for spans of another run."""
         with self._lock:
-            line = self._rate_limited_line(key, self._text(key, message), f"; {_format_spans(span_count)} now")
+            line = self._rate_limited_line(key, self._text(key, message), f"; {pluralize(span_count, 'span')} now")
             self._problems[key].has_own_spans |= is_own
             if line == message:
-                line = _insert_before_code(line, f" [{_format_spans(span_count)}]")
+                line = _insert_before_code(line, f" [{pluralize(span_count, 'span')}]")
         if line is not None and not self._is_end_reported:
             logger.error("%s", line)
 
@@ -120,7 +120,7 @@ class ProblemLog:
             if not span_count or is_known or self._is_end_reported:
                 return
             self._is_end_reported = True
-        logger.warning(_QUEUED, _format_spans(span_count), MessageCode.NOT_DELIVERED)
+        logger.warning(_QUEUED, pluralize(span_count, "span"), MessageCode.NOT_DELIVERED)
 
     def _text(self, key: str, message: str) -> _Text:
         """Return the state of a problem's text. Needs the lock."""
@@ -171,7 +171,8 @@ class ProblemLog:
             for problem in list(self._problems.values()):
                 for text in list(problem.texts.values()):
                     if text.unlogged_span_count:
-                        lines.append(_insert_before_code(text.message, f" [{text.unlogged_span_count} more spans]"))
+                        addition = f" [{pluralize(text.unlogged_span_count, 'more span')}]"
+                        lines.append(_insert_before_code(text.message, addition))
                         text.unlogged_span_count = 0
         for line in lines:
             logger.error("%s", line)
@@ -182,8 +183,8 @@ def _insert_before_code(message: str, addition: str) -> str:
     return f"{message}{addition}" if match is None else f"{message[: match.start()]}{addition}{match.group()}"
 
 
-def _format_spans(count: int) -> str:
-    return f"{count} span" if count == 1 else f"{count} spans"
+def pluralize(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _format_duration(seconds: float) -> str:

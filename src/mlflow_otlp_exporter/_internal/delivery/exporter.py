@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
-from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception, pluralize
 from mlflow_otlp_exporter._internal.common.process_end import shut_down_at_signal
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_header_warnings, suppress_instrumentation
@@ -164,8 +164,8 @@ class MLflowSpanExporter(OTLPSpanExporter):
         """
         pipeline = self._pipeline
         if pipeline is None or pipeline.is_closed:
-            state = "shut down" if pipeline else "off"
-            logger.warning("Dropped %d spans: the exporter is %s [%s]", len(spans), state, MessageCode.EXPORT_DISABLED)
+            count, state = pluralize(len(spans), "span"), "shut down" if pipeline else "off"
+            logger.warning("Dropped %s: the exporter is %s [%s]", count, state, MessageCode.EXPORT_DISABLED)
             return SpanExportResult.FAILURE
         try:
             with suppress_instrumentation():

@@ -15,7 +15,7 @@ from mlflow_otlp_exporter._internal.common.backoff import BackoffState, compute_
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.hints import adapt_fix, add_fix
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, log_exception, pluralize
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportRequest, split_spans
@@ -214,7 +214,7 @@ class RetrySender:
 
     def _drop_foreign_spans(self, request: ExportRequest, code: MessageCode, message: str) -> SendResult:
         outcome = ExportOutcome(Disposition.PERMANENT, FailureKind.CONTENT, message, code=code)
-        return self._drop(request, outcome, f"{len(request.spans)} spans")
+        return self._drop(request, outcome, pluralize(len(request.spans), "span"))
 
     def _separate_missing_traces(self, request: ExportRequest, timeout_seconds: float) -> list[ExportRequest]:
         """Split off accepted spans that MLflow did not store, because another workspace has a trace of the request.
@@ -345,7 +345,7 @@ class RetrySender:
 
     def _drop(self, request: ExportRequest, outcome: ExportOutcome, spans_label: str = "") -> SendResult:
         count = len(request.spans)
-        spans_label = spans_label or (describe_span(request.spans[0]) if count == 1 else f"{count} spans")
+        spans_label = spans_label or (describe_span(request.spans[0]) if count == 1 else pluralize(count, "span"))
         message = f"Dropped {spans_label}{_origin_label(request)}: {self._explain(outcome)}"
         self._problem_log.report(f"refused {outcome.status} {spans_label}", message, count)
         if self._persistent_queue is not None:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mlflow_otlp_exporter._internal.common.attribute_names import EXPERIMENT, EXPERIMENT_ID, RUN_ID, WORKSPACE
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
-from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+from mlflow_otlp_exporter._internal.common.problem_log import log_exception, pluralize
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.config import parsers
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
@@ -229,7 +229,7 @@ class Intake:
         name = self._default.for_trace(own_attributes).label
         if name not in self._destinations:
             if len(self._destinations) >= self._max_destinations:
-                reason = f"more than {self._max_destinations} destinations"
+                reason = f"more than {pluralize(self._max_destinations, 'destination')}"
                 return _Origin(resource, reason, "destination limit")
             self._destinations[name] = None
         return _Origin(resource)
@@ -327,7 +327,7 @@ class Intake:
 
 
 def _join(reasons: Mapping[str, int]) -> str:
-    return "; ".join(f"{count} spans dropped: {reason}" for reason, count in sorted(reasons.items())[:5])
+    return "; ".join(f"{pluralize(count, 'span')} dropped: {reason}" for reason, count in sorted(reasons.items())[:5])
 
 
 def read_header_route(headers: Mapping[str, str]) -> Route | None:

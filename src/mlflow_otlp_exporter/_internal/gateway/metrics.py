@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.exporter_metrics import DURATION, Instrument, observe
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import logger, pluralize
 from mlflow_otlp_exporter._internal.gateway.intake import Intake
 from mlflow_otlp_exporter._internal.gateway.protocol import Answer, AnswerKind
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -65,8 +65,8 @@ class GatewayMetrics(Collector):
         is_due = now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS
         if is_due and (count := self._unlogged.pop(answer.kind, 0)):  # 0: another thread has just logged them
             self._logged_at[answer.kind] = now
-            message = "Rejected %d requests with %s over %s, the last one from %s: %s [%s]"
-            logger.warning(message, count, status, protocol, client, answer.message, code)
+            message = "Rejected %s with %s over %s, the last one from %s: %s [%s]"
+            logger.warning(message, pluralize(count, "request"), status, protocol, client, answer.message, code)
 
     def name_destination(self, destination: Destination) -> str:
         """Return the name of a destination in the durations of requests, whose series stay until the end."""

@@ -20,7 +20,7 @@ import uvicorn
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.instruments import create_metrics
-from mlflow_otlp_exporter._internal.common.problem_log import logger
+from mlflow_otlp_exporter._internal.common.problem_log import logger, pluralize
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings, SettingGroup, Settings
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.gateway.certificates import CertificateFiles
@@ -152,8 +152,8 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
         intake.close(_CLOSE_SECONDS)
         stats = pipeline.stats()
         logger.info(
-            "Gateway ended: %d spans delivered, %d spooled, %d dropped [%s]",
-            stats.delivered,
+            "Gateway ended: %s delivered, %d spooled, %d dropped [%s]",
+            pluralize(stats.delivered, "span"),
             stats.spooled,
             stats.dropped,
             MessageCode.EXPORT_CONFIGURED,

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.files import (
     read_regular_file,
     secure_directory,
 )
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger, pluralize
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.assessments import Assessment
 from mlflow_otlp_exporter._internal.mlflow_api.background import retry_later
@@ -94,7 +94,7 @@ class AssessmentFiles:
             with suppress(OSError):
                 path.unlink()
         if reasons:
-            _log_dropped(f"{len(reasons)} stored files were deleted ({', '.join(sorted(set(reasons)))}).")
+            _log_dropped(f"{pluralize(len(reasons), 'stored file')} deleted ({', '.join(sorted(set(reasons)))}).")
 
     def _list_paths(self) -> list[Path]:
         try:

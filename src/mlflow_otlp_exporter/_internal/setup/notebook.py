@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, Settings
 
@@ -23,7 +24,7 @@ def render(target: str, stats: Stats, settings: Settings | None, trace_url: str 
     state = "closed" if is_closed else "sending to"
     rows = [
         f"<b>MLflow telemetry</b>, {state} {escape(target)}",
-        f"{stats.delivered} spans delivered, {stats.spooled} spooled, {stats.dropped} dropped",
+        f"{pluralize(stats.delivered, 'span')} delivered, {stats.spooled} spooled, {stats.dropped} dropped",
     ]
     frame = ""
     if trace_url is not None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, pluralize
 from mlflow_otlp_exporter._internal.config.describe import credential_fingerprint
 from mlflow_otlp_exporter._internal.config.models import Settings
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -139,8 +139,8 @@ class PersistentQueue:
                 for path in journal.paths:
                     self.storage.quarantine_file(path)
                 self.storage.log_unreadable(
-                    f"{journal.damaged_line_count} lines in the journal of a killed process cannot be read. "
-                    f"The journal was moved to {DAMAGED_FOLDER}/."
+                    f"{pluralize(journal.damaged_line_count, 'line')} in the journal of a killed process cannot "
+                    f"be read. The journal was moved to {DAMAGED_FOLDER}/."
                 )
         for problem, name in unsafe_names.items():
             self.storage.log_unreadable(f"Journal file {name!r} in {folder} is skipped: {problem}.")

@@ -321,7 +321,7 @@ class SpoolStorage:
             span_count = sum(entry.span_count for entry in removed)
         if span_count:
             days = self._settings.spool_max_age / 86_400
-            reason = f"they were queued on disk for more than {days:g} days."
+            reason = f"they were queued on disk for more than {days:g} day{'' if days == 1 else 's'}."
             self._record_dropped(span_count, reason, MessageCode.SPOOL_EXPIRED)
 
     def _unlink(self, entry: Entry) -> bool:

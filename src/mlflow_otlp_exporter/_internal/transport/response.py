@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from mlflow_otlp_exporter._internal.common.bounded import parse_json
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.model.export_outcome import DELIVERED, Disposition, ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.transport.http_types import HttpResponse, TransportError
 
@@ -191,8 +192,7 @@ def _classify_success(response: HttpResponse) -> ExportOutcome:
         return DELIVERED
     rejected, text, is_foreign = _parse_partial_success(body)
     if rejected:
-        message = f"{rejected} spans rejected: {text}"
-        code = MessageCode.PARTIAL_SUCCESS
+        message, code = f"{pluralize(rejected, 'span')} rejected: {text}", MessageCode.PARTIAL_SUCCESS
         return ExportOutcome(
             Disposition.PARTIAL_SUCCESS, FailureKind.CONTENT, message, status, rejected_count=rejected, code=code
         )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.hints import HINTS
+from mlflow_otlp_exporter._internal.common.problem_log import pluralize
 from mlflow_otlp_exporter._internal.config.models import ServerSettings, SettingSource
 from mlflow_otlp_exporter._internal.transport.client import DEFAULT_CA_FILE, HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, TransportError
@@ -98,7 +99,7 @@ def _check_tls(server: ServerSettings, environment: Mapping[str, str], has_proxy
     detail = f"the certificate is trusted ({ca_path}, {source})"
     days = None if has_proxy else _read_valid_days(server, ca_path)
     if days is not None:
-        detail += f" and valid for {days:.0f} more days"
+        detail += f" and valid for {pluralize(round(days), 'more day')}"
     if days is not None and days < _MIN_VALID_DAYS:
         return CheckResult(
             "tls", CheckStatus.WARNING, detail, "", "The certificate expires soon.", HINTS[code].fix, code

@@ -13,10 +13,9 @@ from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans
-from mlflow_otlp_exporter._internal.cli.output import pluralize
 from mlflow_otlp_exporter._internal.cli.spool import find_queued_elsewhere
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
-from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
+from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, pluralize
 from mlflow_otlp_exporter._internal.config.describe import summarize_settings, unknown_variables
 from mlflow_otlp_exporter._internal.config.models import Settings, SettingSource
 from mlflow_otlp_exporter._internal.setup.instrumentation import (
