@@ -175,7 +175,8 @@ def _main() -> None:
     parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
     if arguments.parts:
-        print(json.dumps(measure_parts(arguments.variant, arguments.address)))
+        print(json.dumps(measure_parts(arguments.variant, arguments.address)), flush=True)
+        os._exit(0)
     elif arguments.variant:
         print(json.dumps(measure_growth(arguments.variant, arguments.address)), flush=True)
         os._exit(0)  # exit without waiting, because the server will never answer
