@@ -74,6 +74,27 @@ def test_gateway_with_tokens_takes_what_each_may_write(scripted_server: Scripted
     assert not [request for request in requests if "authorization" in request.headers]
 
 
+def test_gateway_logs_that_it_denied_a_part_of_a_request(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps({"secret-a": ["team-a/*"]}))
+    message = json.loads(to_json(encode_spans(make_spans("a"))))
+    other = json.loads(to_json(encode_spans(make_spans("b"))))
+    message["resourceSpans"] += other["resourceSpans"]
+    for resource_spans, workspace in zip(message["resourceSpans"], ("team-a", "team-b"), strict=True):
+        attribute = {"key": "mlflow.workspace", "value": {"stringValue": workspace}}
+        resource_spans["resource"]["attributes"].append(attribute)
+    arguments = ["--tokens-file", str(file), "--experiment", "agents"]
+    with GatewayProcess(tmp_path, scripted_server.url, arguments) as gateway:
+        replies = [gateway.post(json.dumps(message).encode(), JSON, authorization="Bearer secret-a") for _ in range(2)]
+        reason = "the tokens file of the mlflow-otlp gateway does not allow team-b/agents for this token"
+        assert [reply.status for reply in replies] == [200, 200]
+        assert replies[0].json["partialSuccess"]["errorMessage"] == f"1 span dropped: {reason}"
+        gateway.stop()
+        rejected = [line["message"] for line in gateway.log if line["message"].startswith("Rejected ")]
+    start = "Rejected a part of 1 request with 200 over http, the last one from 127.0.0.1:"
+    assert rejected == [f"{start} 1 span dropped: {reason} [MLO-421]"]
+
+
 def test_gateway_with_denied_tenant_sends_spans_of_others(scripted_server: ScriptedServer, tmp_path: Path) -> None:
     scripted_server.answer_with(
         TRACES_PATH, lambda request: Answer(403 if request.headers["x-mlflow-experiment-id"] == "1" else 200)

@@ -168,12 +168,13 @@ class Intake:
         decoded = self._decode(request, route, is_allowed)
         reasons = decoded.reasons
         self.counts.rejected.update(decoded.kinds)
-        if decoded.kinds[_DENIED] and not decoded.spans:
+        has_denied = decoded.kinds[_DENIED] > 0
+        if has_denied and not decoded.spans:
             return Answer(AnswerKind.DENIED, _join(reasons))
         if decoded.spans and not self._store(decoded.spans):
             message = "the journal cannot be written"
             return Answer(AnswerKind.UNAVAILABLE, message, retry_after_seconds=_RETRY_AFTER_SECONDS)
-        return Answer(message=_join(reasons), rejected_count=sum(reasons.values()))
+        return Answer(message=_join(reasons), rejected_count=sum(reasons.values()), has_denied=has_denied)
 
     def _decode(
         self, request: ExportTraceServiceRequest, route: Route | None, is_allowed: IsAllowed | None

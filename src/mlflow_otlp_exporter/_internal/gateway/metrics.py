@@ -56,17 +56,18 @@ class GatewayMetrics(Collector):
     def record_answer(self, answer: Answer, protocol: str, status: str, client: str) -> None:
         """Count an answer, and log at most once a minute that clients' credentials are rejected."""
         self.answers[protocol, status] += 1
-        if answer.kind not in (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED):
+        if answer.kind not in (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED) and not answer.has_denied:
             return
-        is_denied = answer.kind is AnswerKind.DENIED
-        code = MessageCode.GATEWAY_DENIED if is_denied else MessageCode.GATEWAY_UNAUTHENTICATED
+        is_unknown = answer.kind is AnswerKind.UNAUTHENTICATED
+        code = MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED
         self._unlogged[answer.kind] += 1
         now = time.monotonic()
         is_due = now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS
         if is_due and (count := self._unlogged.pop(answer.kind, 0)):  # 0: another thread has just logged them
             self._logged_at[answer.kind] = now
             message = "Rejected %s with %s over %s, the last one from %s: %s [%s]"
-            logger.warning(message, pluralize(count, "request"), status, protocol, client, answer.message, code)
+            requests = f"{'a part of ' if answer.has_denied else ''}{pluralize(count, 'request')}"
+            logger.warning(message, requests, status, protocol, client, answer.message, code)
 
     def name_destination(self, destination: Destination) -> str:
         """Return the name of a destination in the durations of requests, whose series stay until the end."""

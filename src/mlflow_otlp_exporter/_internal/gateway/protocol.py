@@ -42,12 +42,16 @@ class AnswerKind(enum.Enum):
 
 
 class Answer(NamedTuple):
-    """An answer; `rejected_count` spans of an accepted request were dropped, for the reason in `message`."""
+    """An answer; `rejected_count` spans of an accepted request were dropped, for the reason in `message`.
+
+    `has_denied` is true if the client's token does not allow some of them.
+    """
 
     kind: AnswerKind = AnswerKind.ACCEPTED
     message: str = ""
     rejected_count: int = 0
     retry_after_seconds: int = 0  # with UNAVAILABLE
+    has_denied: bool = False
 
 
 class Rejection(Exception):
