@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -125,6 +126,31 @@ def test_each_breakage_and_each_repair_of_a_file_in_use_is_logged_once(
         (record,) = caplog.records
         assert (record.levelname, record.getMessage()) == ("INFO", f"Tokens in {path} are read again [MLO-801]")
         assert "planted-token" not in record.getMessage()
+
+
+def test_refresh_during_refresh_of_another_thread_reads_nothing(path: Path) -> None:
+    path.touch()
+    loads: list[str] = []
+    is_loading, may_end = threading.Event(), threading.Event()
+
+    def load() -> None:
+        loads.append(threading.current_thread().name)
+        if threading.current_thread().name == "slow":
+            is_loading.set()
+            assert may_end.wait(30.0)
+
+    files = watched_files.WatchedFiles("tokens", [path], load)
+    write(path, {"new": ["*"]})
+    slow = threading.Thread(target=files.refresh, name="slow")
+    slow.start()
+    assert is_loading.wait(30.0)
+    write(path, {"newer": ["*"], "still": ["*"]})
+    files.refresh()
+    assert loads[1:] == ["slow"]
+    may_end.set()
+    slow.join()
+    files.refresh()
+    assert len(loads) == 3
 
 
 def test_file_that_every_user_may_write_is_unusable(path: Path) -> None:

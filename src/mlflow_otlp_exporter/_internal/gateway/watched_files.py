@@ -1,6 +1,7 @@
 """Files of the gateway that are read again when they change."""
 
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ class WatchedFiles:
     def __init__(self, kind: str, paths: Sequence[Path], load: Callable[[], None]) -> None:
         self._kind, self._paths, self._load = kind, paths, load
         self._checked_at = time.monotonic()
+        self._lock = threading.Lock()
         self._breakage: tuple[Any, str] | None = None
         try:
             self._state = self._read_state()
@@ -41,10 +43,17 @@ class WatchedFiles:
         return [(state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size) for state in states]
 
     def refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._checked_at < _CHECK_SECONDS:
+        # One thread at a time: of two readers, the one that ends last may have the older content, with a token that was
+        # removed since. Other threads use what is loaded.
+        if time.monotonic() - self._checked_at < _CHECK_SECONDS or not self._lock.acquire(blocking=False):
             return
-        self._checked_at = now
+        try:
+            self._checked_at = time.monotonic()
+            self._reload()
+        finally:
+            self._lock.release()
+
+    def _reload(self) -> None:
         state = None
         try:
             state = self._read_state()
