@@ -198,6 +198,34 @@ def test_enrich_chat_lists_files_that_messages_cannot_hold() -> None:
     )
 
 
+_LONG_TEXT = "x" * 2000
+_TEXTS = st.text(max_size=20) | st.text(alphabet='"\\\x00\x1f\n\té漢😀\ud800', max_size=20)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["system", "user", "assistant", "call", "tool"]), _TEXTS), min_size=1, max_size=6
+    )
+)
+def test_enrich_long_conversation_writes_same_json_as_short_one(messages: list[tuple[str, str]]) -> None:
+    attributes: dict[str, Any] = {"openinference.span.kind": "LLM", "llm.model_name": "m"}
+    for index, (role, text) in enumerate(messages):
+        prefix = f"llm.input_messages.{index}.message."
+        attributes[prefix + "role"] = "assistant" if role == "call" else role
+        attributes[prefix + "content"] = text + "."
+        if role == "call":
+            attributes[prefix + "tool_calls.0.tool_call.function.name"] = text
+    short = enrich_span(attributes).attributes["mlflow.spanInputs"]
+    prefix = f"llm.input_messages.{len(messages)}.message."
+    enriched = enrich_span({**attributes, prefix + "role": "user", prefix + "content": _LONG_TEXT})
+    inputs = enriched.attributes["mlflow.spanInputs"]
+    end = '], "model": "m"}'
+    assert short.endswith(end)
+    expected = short.removesuffix(end) + f', {{"role": "user", "content": "{_LONG_TEXT}"}}' + end
+    assert (inputs.decode() if isinstance(inputs, bytes) else inputs) == expected
+    assert isinstance(inputs, bytes) or "\ud800" in expected
+
+
 def test_enrich_failed_span_adds_missing_exception_event() -> None:
     failed = Status(StatusCode.ERROR, "no such model")
     enriched = enrich_span(

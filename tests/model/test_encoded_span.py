@@ -15,9 +15,9 @@ from mlflow_otlp_exporter._internal.model.spans import (
     Framing,
     encode_field,
     encode_request,
+    escape_json,
     frame_span,
     memory_bytes_of,
-    quote_texts,
     varint,
 )
 from support.spans import make_spans
@@ -58,11 +58,6 @@ def test_memory_bytes_count_shared_attachment_once() -> None:
 
 
 @given(st.lists(st.text(max_size=60) | st.text(alphabet='"\\\x00\x1f\x7f\b\f\n\r\té漢😀\u2028', max_size=40)))
-def test_quote_texts_equals_json(texts: list[str]) -> None:
+def test_escape_json_equals_json(texts: list[str]) -> None:
     expected = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
-    assert quote_texts(texts) == expected
-
-
-def test_quote_texts_with_surrogate_raises() -> None:
-    with pytest.raises(UnicodeEncodeError):
-        quote_texts(["\ud800"])
+    assert escape_json(b"\xff".join(map(str.encode, texts))) == b"\xff".join(expected)

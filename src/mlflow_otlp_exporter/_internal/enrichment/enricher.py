@@ -139,21 +139,21 @@ class Enricher:
             own_attributes = drop_duplicate_attributes(state, attributes)
         if mlflow.TYPE not in own_attributes:
             # A span that has a type was enriched before, or comes from MLflow's SDK: it needs no more.
-            attributes |= openinference.write(state, with_messages=not self._compact)
+            openinference.write(state, attributes, with_messages=not self._compact)
         attributes |= own_attributes
-        adds_usage = mlflow.USAGE in attributes and mlflow.USAGE not in own_attributes
-        if adds_usage and openinference.has_all_counts(state.normalized.usage, attributes):
+        span, normalized, kind, has_failed = state.span, state.normalized, state.kind, state.has_failed
+        adds_usage = normalized.usage and mlflow.USAGE in attributes and mlflow.USAGE not in own_attributes
+        if adds_usage and openinference.has_all_counts(normalized.usage, attributes):
             del attributes[mlflow.USAGE]
-        name, tool_name = state.span.name, state.normalized.tool_name
+        name = state.name
         # MLflow counts and scores tools by the name of the span.
-        if state.kind is Kind.TOOL and tool_name and tool_name != name:
+        if kind is Kind.TOOL and (tool_name := normalized.tool_name) and tool_name != name:
             attributes.setdefault(SPAN_NAME, name)
             name = tool_name
         status = None
-        if state.span.status.status_code is StatusCode.UNSET and state.kind is not None:
-            status = Status(StatusCode.ERROR, state.normalized.error_type) if state.has_failed else _OK
-        events = _add_exception_event(state) if state.has_failed else state.events
-        return EnrichedSpan(state.span, attributes, name, events, status)
+        if kind is not None and span.status.status_code is StatusCode.UNSET:
+            status = Status(StatusCode.ERROR, normalized.error_type) if has_failed else _OK
+        return EnrichedSpan(span, attributes, name, _add_exception_event(state) if has_failed else state.events, status)
 
 
 def _duration(call: CallSummary) -> int:

@@ -2,8 +2,6 @@
 
 import re
 
-from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
-
 # Frameworks that write their own name as the provider.
 _FRAMEWORKS = frozenset(
     {"strands-agents", "microsoft.agent_framework", "langgraph", "langchain", "gcp.vertex.agent", "autogen", "crewai"}
@@ -56,13 +54,7 @@ def resolve_provider(source_name: str | None, model: str | None) -> str | None:
 
     If the span names no provider, or an address, the name of the model is used.
     """
-    return _resolve_provider((source_name or "", model or ""))
-
-
-@cache_by_keys
-def _resolve_provider(names: tuple[str, ...]) -> str | None:
-    source_name, model = names
-    name = source_name.strip().lower().rpartition("://")[2].partition("/")[0]
+    name = (source_name or "").strip().lower().rpartition("://")[2].partition("/")[0]
     is_address = bool(re.fullmatch(_ADDRESS, name[:_MAX_ADDRESS_LENGTH]))
     if name and name not in _FRAMEWORKS and not is_address:
         return _read_dotted(name) if "." in name and name not in _OPENINFERENCE else name

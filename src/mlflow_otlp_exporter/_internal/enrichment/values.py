@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from json.encoder import encode_basestring
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import Kind
@@ -74,12 +75,14 @@ def parse_objects(value: Any) -> list[dict[str, Any]]:
 
 def decode_json(value: Any) -> Any:
     """Decode JSON text of any kind, a quoted string included; any other value stays as it is."""
-    if isinstance(value, str) and value[:1] in JSON_STARTS and len(value) <= MAX_JSON_LENGTH:
+    if not isinstance(value, str):
+        return to_plain(value)
+    if value[:1] in JSON_STARTS and len(value) <= MAX_JSON_LENGTH:
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value
-    return to_plain(value)
+            pass
+    return value
 
 
 def parse_text(value: Any) -> str | None:
@@ -125,6 +128,8 @@ def parse_float(value: Any) -> float | None:
 
 
 def to_json(value: Any) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
     try:
         return _encode_json(value)
     except (TypeError, ValueError, RecursionError):

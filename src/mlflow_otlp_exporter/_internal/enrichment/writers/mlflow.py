@@ -1,26 +1,20 @@
 """MLflow's attributes: what its console, search and scorers read (measured on 3.17.2)."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from itertools import chain, zip_longest
 from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW, Kind
-from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
-    Cost,
-    Document,
-    Message,
-    NormalizedSpan,
-    Part,
-    Usage,
-)
+from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Document, Message, Part, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_other_fields, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, strip_provider, to_catalog_provider
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import is_repr, normalize_schema, unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 from mlflow_otlp_exporter._internal.enrichment.writers.openinference import has_all_counts
-from mlflow_otlp_exporter._internal.model.spans import Utf8Text, quote_texts
+from mlflow_otlp_exporter._internal.model.spans import Utf8Text, escape_json
 
 INPUTS, OUTPUTS, TYPE = "mlflow.spanInputs", "mlflow.spanOutputs", "mlflow.spanType"
 TOOLS, USAGE, MESSAGES = "mlflow.chat.tools", "mlflow.chat.tokenUsage", "mlflow.chat.messages"
@@ -44,25 +38,30 @@ _IGNORED_PARAMETERS = frozenset(
 # As in MLflow's SDK: the console's filter can hide all other spans, because a span without a level counts as DEBUG.
 _INFO_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.TOOL, Kind.RETRIEVER, Kind.AGENT, Kind.EMBEDDING})
 _LEVEL_INFO, _LEVEL_ERROR = 20, 40
-_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
+_CONSTANTS: dict[Kind | None, dict[str, Any]] = {
+    kind: {TYPE: name} | ({LOG_LEVEL: _LEVEL_INFO} if kind in _INFO_KINDS else {})
+    for kind, name in (*TO_MLFLOW.items(), (None, Kind.UNKNOWN.value))
+}
+# The beginning of a message that has a role and a text only, by its role.
+_PLAIN_STARTS = {role: f'{{"role": "{role}", "content": ' for role in ("system", "user", "assistant")}
+# Bytes that UTF-8 never has, one for each of these roles and one for all other messages.
+_MARKS, _OTHER_MARK = {"system": b"\xfd", "user": b"\xfe", "assistant": b"\xff"}, b"\xfc"
 _MIN_ENCODED_LENGTH = 2000
-_PRICED_KINDS = (Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER)
+_PRICED_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER})
 
 
 def write(span: SpanState) -> dict[str, Any]:
     """MLflow's attributes for a span; those that the span has already take precedence."""
     normalized, kind = span.normalized, span.kind
-    attributes: dict[str, Any] = {TYPE: TO_MLFLOW[kind] if kind is not None else Kind.UNKNOWN.value}
+    attributes = _CONSTANTS[kind].copy()
     if span.has_failed:
         attributes[LOG_LEVEL] = _LEVEL_ERROR
-    elif kind in _INFO_KINDS:
-        attributes[LOG_LEVEL] = _LEVEL_INFO
     if kind in MODEL_KINDS:
         _write_chat(span, attributes)
     elif kind is Kind.TOOL:
         _write_values(normalized.input, unwrap_result(normalized.output), attributes)
     elif kind in (Kind.RETRIEVER, Kind.RERANKER, Kind.MEMORY) and (normalized.documents or normalized.query):
-        _write_retrieval(normalized, kind, attributes)
+        _write_retrieval(span, attributes)
     elif kind is Kind.EMBEDDING:
         if normalized.embedded_texts:
             attributes[INPUTS] = to_json({"input": list(normalized.embedded_texts)})
@@ -73,7 +72,8 @@ def write(span: SpanState) -> dict[str, Any]:
     if usage is not None and (USAGE in span.attributes or not has_all_counts(usage, span.attributes)):
         _write_usage(usage, attributes)
     if kind in _PRICED_KINDS:
-        _write_model(normalized, attributes)
+        model = normalized.response_model or normalized.request_model or ""
+        attributes |= _describe_model((normalized.provider or "", model))
     # MLflow 3.18 prices no agent by its tokens, but accepts a cost that the source states.
     if normalized.cost is not None and span.counts_usage and (kind in _PRICED_KINDS or kind is Kind.AGENT):
         costs = _complete_cost(normalized.cost, normalized.usage)
@@ -87,25 +87,24 @@ def write(span: SpanState) -> dict[str, Any]:
 def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
     normalized = span.normalized
     input_messages, output_messages = normalized.input_messages, normalized.output_messages
-    tools = [_build_tool(message.name, message.description, message.parameters) for message in normalized.tools or ()]
+    tools = [_build_tool(*tool) for tool in normalized.tools] if normalized.tools else None
     if input_messages:
-        request: dict[str, Any] = {}
-        if model := normalized.request_model or normalized.response_model:
-            request["model"] = model
-        request |= {
+        fields = {
             key: value
             for key, value in (normalized.invocation_parameters or {}).items()
             if key not in _IGNORED_PARAMETERS and value not in (None, "", [], {})
         }
-        texts = [_read_plain_text(message) for message in input_messages]
+        texts = _read_texts(input_messages)
         if None in texts and (files := _collect_files(input_messages)):
             # A chat message cannot hold them; the console displays them next to the chat.
-            request["files"] = files
-        value = span.attributes.get("input.value")
-        if tools and isinstance(value, str) and '"tools"' in value:
+            fields["files"] = files
+        value = span.attributes.get("input.value") if tools else None
+        if isinstance(value, str) and '"tools"' in value:
             # MLflow before 3.13 accepts no list as JSON text: keep the tools that it displays from the request.
-            request["tools"] = tools
-        attributes[INPUTS] = _encode_request(input_messages, texts, request)
+            fields["tools"] = tools
+        model = normalized.request_model or normalized.response_model
+        end = (f'], "model": {to_json(model)}' if model else "]") + (f", {to_json(fields)[1:]}" if fields else "}")
+        attributes[INPUTS] = _encode_request(input_messages, texts, end)
     elif normalized.input is not None and not isinstance(normalized.input, str):
         attributes[INPUTS] = to_json(normalized.input)
     if output_messages:
@@ -117,48 +116,50 @@ def _write_chat(span: SpanState, attributes: dict[str, Any]) -> None:
         attributes[TOOLS] = to_json(tools)
 
 
-def _encode_request(messages: Sequence[Message], texts: Sequence[str | None], fields: Mapping[str, Any]) -> str | bytes:
-    """A request as JSON text; in UTF-8 if it is long, which takes half the time."""
-    end = f"], {to_json(fields)[1:]}" if fields else "]}"
-    plain_texts = [text for text in texts if text is not None]
-    if sum(map(len, plain_texts)) >= _MIN_ENCODED_LENGTH:
-        with suppress(UnicodeEncodeError):
-            quoted = iter(quote_texts(plain_texts))
-            encoded = [
-                _encode_message(message, None).encode()
-                if text is None
-                else b'{"role": "%b", "content": "%b"}' % (message.role.encode(), next(quoted))
-                for message, text in zip(messages, texts, strict=True)
-            ]
-            return Utf8Text(b'{"messages": [' + b", ".join(encoded) + end.encode())
-    return '{"messages": [' + ", ".join(map(_encode_message, messages, texts)) + end
+def _read_texts(messages: Sequence[Message]) -> list[str | None]:
+    """The texts of messages that have a role and a text only; None for other messages."""
+    return [
+        None
+        if calls or name or reasoning or len(parts) != 1 or parts[0].kind != "text" or role not in _PLAIN_STARTS
+        else parts[0].text
+        for role, parts, calls, _, name, reasoning in messages
+    ]
+
+
+def _encode_request(messages: Sequence[Message], texts: Sequence[str | None], end: str) -> str | bytes:
+    """A request as JSON text; in UTF-8 if it is long, which takes a third of the time."""
+    if sum(map(len, filter(None, texts))) >= _MIN_ENCODED_LENGTH:
+        try:
+            return Utf8Text(b'{"messages": [' + _join_messages(messages, texts) + end.encode())
+        except UnicodeEncodeError:  # a surrogate
+            pass
+    return '{"messages": [' + ", ".join(_encode_messages(messages, texts)) + end
+
+
+def _join_messages(messages: Sequence[Message], texts: Sequence[str | None]) -> bytes:
+    """Messages as JSON in UTF-8: their texts are escaped at once, then marks are replaced by what stands between."""
+    pairs = list(zip(messages, texts, strict=True))
+    pieces = [_OTHER_MARK if text is None else _MARKS[message.role] + text.encode() for message, text in pairs]
+    content = escape_json(b"".join(pieces))
+    for role, start in _PLAIN_STARTS.items():
+        content = content.replace(_MARKS[role], f'"}}, {start}"'.encode())
+    plain = [run and run[4:] + b'"}' for run in (content.split(_OTHER_MARK) if None in texts else (content,))]
+    others = [to_json(_build_message(message)).encode() for message, text in pairs if text is None]
+    return b", ".join(filter(None, chain.from_iterable(zip_longest(plain, others))))
+
+
+def _encode_messages(messages: Sequence[Message], texts: Sequence[str | None]) -> list[str]:
+    return [
+        to_json(_build_message(message)) if text is None else f"{_PLAIN_STARTS[message.role]}{to_json(text)}}}"
+        for message, text in zip(messages, texts, strict=True)
+    ]
 
 
 def _encode_choices(messages: Sequence[Message], reason: str | None) -> str:
     end = f', "finish_reason": {to_json(reason)}}}' if reason else "}"
-    choices = [
-        f'{{"index": {index}, "message": {_encode_message(message, _read_plain_text(message))}{end}'
-        for index, message in enumerate(messages)
-    ]
+    encoded = _encode_messages(messages, _read_texts(messages))
+    choices = [f'{{"index": {index}, "message": {message}{end}' for index, message in enumerate(encoded)]
     return f'{{"choices": [{", ".join(choices)}]}}'
-
-
-def _encode_message(message: Message, text: str | None) -> str:
-    """A message as JSON text; `text` is its content if it has no other."""
-    if text is None:
-        return to_json(_build_message(message))
-    return f'{{"role": "{message.role}", "content": {to_json(text)}}}'
-
-
-def _read_plain_text(message: Message) -> str | None:
-    """The content of a message with nothing but a role and a text."""
-    role, parts, tool_calls, _, name, reasoning = message
-    if role not in _PLAIN_ROLES or tool_calls or name or reasoning:
-        return None
-    if len(parts) == 1 and parts[0].kind == "text":
-        return parts[0].text
-    content = _build_content(message)
-    return content if isinstance(content, str) else None
 
 
 def _collect_files(messages: Sequence[Message]) -> list[str]:
@@ -219,9 +220,10 @@ def _write_values(input_value: Any, output_value: Any, attributes: dict[str, Any
         attributes[OUTPUTS] = to_json(output_value)
 
 
-def _write_retrieval(normalized: NormalizedSpan, kind: Kind, attributes: dict[str, Any]) -> None:
+def _write_retrieval(span: SpanState, attributes: dict[str, Any]) -> None:
+    normalized = span.normalized
     query = normalized.query if normalized.query is not None else normalized.input
-    if kind is Kind.RERANKER:
+    if span.kind is Kind.RERANKER:
         request: dict[str, Any] = {}
         if query is not None:
             request["query"] = query
@@ -301,16 +303,14 @@ def _write_usage(usage: Usage, attributes: dict[str, Any]) -> None:
         counts["cache_creation_input_tokens"] = usage.cache_write
     if usage.cache_write_1h:
         counts["cache_creation_input_tokens_above_1hr"] = usage.cache_write_1h
-    attributes[USAGE] = to_json(counts)
+    attributes[USAGE] = "{" + ", ".join([f'"{name}": {count}' for name, count in counts.items()]) + "}"
 
 
-def _write_model(normalized: NormalizedSpan, attributes: dict[str, Any]) -> None:
-    model = normalized.response_model or normalized.request_model
-    provider = resolve_provider(normalized.provider, model)
-    if model:
-        attributes[MODEL] = strip_provider(model, provider)
-    if provider:
-        attributes[PROVIDER] = to_catalog_provider(provider)
+@cache_by_keys
+def _describe_model(names: tuple[str, ...]) -> dict[str, str]:
+    provider, model = resolve_provider(*names), names[1]
+    attributes = {MODEL: strip_provider(model, provider)} if model else {}
+    return attributes | {PROVIDER: to_catalog_provider(provider)} if provider else attributes
 
 
 def _complete_cost(cost: Cost, usage: Usage | None) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """OpenInference's attributes, for spans in another convention."""
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from openinference.semconv.trace import (
@@ -12,6 +13,7 @@ from openinference.semconv.trace import (
     ToolCallAttributes,
 )
 
+from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_OPENINFERENCE, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
@@ -21,19 +23,20 @@ from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
+_VALUE_KEYS = {SpanAttributes.INPUT_VALUE, SpanAttributes.OUTPUT_VALUE}
+_PARAMETERS = SpanAttributes.LLM_INVOCATION_PARAMETERS
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
 
-def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
+def write(span: SpanState, attributes: dict[str, Any], *, with_messages: bool) -> None:
     """OpenInference's attributes for a span.
 
     `with_messages` includes messages, tools and the values that MLflow has in attributes of its own.
     """
-    normalized, kind = span.normalized, span.kind
+    normalized, kind, own = span.normalized, span.kind, span.attributes
     if kind is None:
-        return {}
-    own = span.attributes
-    attributes: dict[str, Any] = {SpanAttributes.OPENINFERENCE_SPAN_KIND: TO_OPENINFERENCE[kind]}
+        return
+    attributes[SpanAttributes.OPENINFERENCE_SPAN_KIND] = TO_OPENINFERENCE[kind]
     if normalized.session:
         attributes[SpanAttributes.SESSION_ID] = normalized.session
     if normalized.user:
@@ -44,7 +47,17 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
         attributes[SpanAttributes.METADATA] = to_json(normalized.metadata)
     if normalized.agent_name:
         attributes["agent.name"] = normalized.agent_name
-    _write_model(normalized, kind, attributes)
+    model = normalized.response_model or normalized.request_model or ""
+    if kind in MODEL_KINDS:
+        attributes |= _describe_model((normalized.provider or "", model))
+        if normalized.invocation_parameters:
+            attributes[_PARAMETERS] = own.get(_PARAMETERS) or to_json(normalized.invocation_parameters)
+        if normalized.finish_reason:
+            attributes["llm.finish_reason"] = normalized.finish_reason
+    elif model and kind is Kind.EMBEDDING:
+        attributes[SpanAttributes.EMBEDDING_MODEL_NAME] = model
+    elif model and kind is Kind.RERANKER:
+        attributes[RerankerAttributes.RERANKER_MODEL_NAME] = model
     if normalized.usage is not None and span.counts_usage and own.keys().isdisjoint(COUNT_KEYS):
         counts = normalized.usage
         if counts.total is None:
@@ -58,10 +71,10 @@ def write(span: SpanState, *, with_messages: bool) -> dict[str, Any]:
         if normalized.tool_call_id:
             attributes["tool.id"] = normalized.tool_call_id
     if with_messages:
-        _write_values(span, attributes)
+        if normalized.documents or not own.keys() >= _VALUE_KEYS:
+            _write_values(span, attributes)
         if kind in MODEL_KINDS:
             _write_messages(normalized, own, attributes)
-    return attributes
 
 
 def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
@@ -74,23 +87,14 @@ def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     return (input_tokens, output_tokens) == (usage.input, usage.output) and total in totals and usage.total in totals
 
 
-def _write_model(normalized: NormalizedSpan, kind: Kind, attributes: dict[str, Any]) -> None:
-    model = normalized.response_model or normalized.request_model
-    if kind in MODEL_KINDS:
-        if model:
-            attributes[SpanAttributes.LLM_MODEL_NAME] = model
-        if provider := resolve_provider(normalized.provider, model):
-            attributes[SpanAttributes.LLM_PROVIDER] = to_openinference_provider(provider)
-            if provider in _SYSTEMS:
-                attributes[SpanAttributes.LLM_SYSTEM] = provider
-        if normalized.invocation_parameters:
-            attributes[SpanAttributes.LLM_INVOCATION_PARAMETERS] = to_json(normalized.invocation_parameters)
-        if normalized.finish_reason:
-            attributes["llm.finish_reason"] = normalized.finish_reason
-    elif model and kind is Kind.EMBEDDING:
-        attributes[SpanAttributes.EMBEDDING_MODEL_NAME] = model
-    elif model and kind is Kind.RERANKER:
-        attributes[RerankerAttributes.RERANKER_MODEL_NAME] = model
+@cache_by_keys
+def _describe_model(names: tuple[str, ...]) -> dict[str, str]:
+    attributes = {SpanAttributes.LLM_MODEL_NAME: names[1]} if names[1] else {}
+    if provider := resolve_provider(*names):
+        attributes[SpanAttributes.LLM_PROVIDER] = to_openinference_provider(provider)
+        if provider in _SYSTEMS:
+            attributes[SpanAttributes.LLM_SYSTEM] = provider
+    return attributes
 
 
 def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
@@ -134,7 +138,7 @@ def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
 
 
 def _has_prefix(attributes: Mapping[str, Any], prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in attributes)
+    return any(map(str.startswith, attributes, repeat(prefix)))
 
 
 def _build_plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
