@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mlflow_otlp_exporter._internal.encoding import sanitizer
-from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, sanitize_attributes
+from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, mark_nested_texts, sanitize_attributes
 from mlflow_otlp_exporter._internal.model.spans import Utf8Text
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "a\x00b"}]})
@@ -37,9 +37,9 @@ def test_sanitize_attributes_with_deeply_nested_cost_leaves_it_out() -> None:
 @pytest.mark.parametrize(
     "text", ["[" * 1000, "[" * 1000 + "]" * 1000, ' {"a":' * 1000 + "1" + "}" * 1000, "[{}," * 501]
 )
-def test_sanitize_attributes_marks_deeply_nested_json_as_text(key: str, text: str) -> None:
+def test_mark_nested_texts_marks_deeply_nested_json_as_text(key: str, text: str) -> None:
     """MLflow 3.17.2 answers 422 to such a text in any attribute."""
-    repaired = sanitize_attributes({key: text, "other": 1}, is_root=False)
+    repaired = mark_nested_texts({key: text, "other": 1})
     assert repaired is not None
     assert repaired[key] == "\u200b" + text
     assert repaired[REPAIRED_ATTRIBUTE] == f"{key}: marked as text, because it is nested too deeply"
@@ -51,6 +51,17 @@ def test_sanitize_attributes_cuts_before_it_checks_the_nesting() -> None:
     repaired = sanitize_attributes({"session.id": "[" * 1000}, is_root=False)
     assert repaired is not None
     assert repaired["session.id"] == "[" * 250
+    assert mark_nested_texts(repaired) is None
+
+
+def test_sanitize_attributes_with_other_repairs_marks_deeply_nested_json() -> None:
+    repaired = sanitize_attributes({"input.value": "[" * 501, "mlflow.llm.cost": "much"}, is_root=False)
+    assert repaired == {
+        "input.value": "\u200b" + "[" * 501,
+        REPAIRED_ATTRIBUTE: "input.value: marked as text, because it is nested too deeply; "
+        "mlflow.llm.cost left out: no JSON object of numbers",
+    }
+    assert mark_nested_texts(repaired) is None
 
 
 @pytest.mark.parametrize(
@@ -59,12 +70,13 @@ def test_sanitize_attributes_cuts_before_it_checks_the_nesting() -> None:
 )
 def test_sanitize_attributes_keeps_other_texts(text: str) -> None:
     assert sanitize_attributes({"input.value": text}, is_root=False) is None
+    assert mark_nested_texts({"input.value": text}) is None
 
 
 @pytest.mark.parametrize("text", ["[" * 1_000_000, "[]" * 500_000, '["' * 500_000, "[{" + "]" * 1_000_000])
 def test_check_of_nesting_takes_linear_time(text: str) -> None:
     started_at = time.process_time()
-    sanitize_attributes({"input.value": text}, is_root=False)
+    mark_nested_texts({"input.value": text})
     assert time.process_time() - started_at < 1
 
 
@@ -73,6 +85,8 @@ def test_sanitize_attributes_of_encoded_text_equals_that_of_text(is_root: bool) 
     for text in (CHAT, "[" * 1000, "{}" * 300, '{"a": "b"}'):
         expected = sanitize_attributes({"mlflow.spanInputs": text}, is_root=is_root)
         assert sanitize_attributes({"mlflow.spanInputs": Utf8Text(text.encode())}, is_root=is_root) == expected
+        marked = mark_nested_texts({"mlflow.spanInputs": text})
+        assert mark_nested_texts({"mlflow.spanInputs": Utf8Text(text.encode())}) == marked
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvi
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, mark_nested_texts
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.spans import Utf8Text, encode_request
 from support.spans import make_spans
@@ -303,6 +304,29 @@ def test_encode_encoded_text_equals_that_of_text(text: str) -> None:
     span, encoder = make_spans("span")[0], SpanEncoder()
     encoded = encoder.encode(span, {"key": Utf8Text(text.encode())})
     assert encoded == encoder.encode(span, {"key": text})
+
+
+WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+
+
+@pytest.mark.parametrize("text", [*(space + "[" * 501 for space in WHITE_SPACE), "{" * 501, "[{" * 1_000_000])
+def test_encode_deeply_nested_json_marks_it_as_text(text: str) -> None:
+    span, encoder = make_spans("a")[0], SpanEncoder()
+    marked = mark_nested_texts({"a": 1, "key": text, "b": 2})
+    assert marked is not None
+    expected = encoder.encode(span, marked)
+    assert encoder.encode(span, {"a": 1, "key": text, "b": 2}) == expected
+    assert encoder.encode(span, {"a": 1, "key": Utf8Text(text.encode()), "b": 2}) == expected
+    attributes = get_single_span(ExportTraceServiceRequest.FromString(encode_request([expected]))).attributes
+    assert [attribute.key for attribute in attributes] == ["a", "key", "b", REPAIRED_ATTRIBUTE]
+    assert attributes[1].value.string_value == "\u200b" + text
+
+
+@pytest.mark.parametrize("text", ["[" * 500, "a" + "[" * 501, "[]" * 501, "[" * 499 + "]" * 1_000_000])
+def test_encode_other_json_is_unchanged(text: str) -> None:
+    encoded = SpanEncoder().encode(make_spans("a")[0], {"key": text})
+    (attribute,) = get_single_span(ExportTraceServiceRequest.FromString(encode_request([encoded]))).attributes
+    assert attribute.value.string_value == text
 
 
 def test_encode_link_keeps_trace_state() -> None:

@@ -4,7 +4,7 @@ Measured with MLflow 3.6.0 to 3.17.2, SQLite and PostgreSQL. Each repair is note
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
@@ -42,9 +42,8 @@ _PLAIN_NUMBERS = re.compile(rf"\{{{_NUMBER}(?:, {_NUMBER}){{0,8}}\}}", re.ASCII)
 _short_texts: set[str] = set()
 _MAX_SHORT_TEXTS = 1024
 # MLflow parses each text that may be JSON, and answers 422 to 1,000 nested levels, or 1,000 brackets in a row.
-_MAX_NESTING = 500
-_MIN_ESCAPE_LENGTH = 6
-_TEXT_TYPES = (str, Utf8Text)
+MAX_NESTING = 500
+_MAX_COPIED_BYTES = 1 << 20
 _BRACKETS = r"[\[{]+|[\]}]+"
 _ZERO_WIDTH_SPACE = "\u200b"
 _MIN_CUT_CHARACTERS, _MAX_MARK_BYTES = 256, 64
@@ -75,21 +74,16 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
         are_known = False
     if not are_known:
         checked_keys += [key for key in column_keys if not _is_short_text(original[key])]
-    # No other attribute can need repair: other texts are no JSON, or too short for many brackets or an escaped NUL.
-    min_length = _MIN_ESCAPE_LENGTH if is_root else _MAX_NESTING
-    for key, value in original.items():
-        if (
-            (value.__class__ is str or isinstance(value, _TEXT_TYPES))
-            and len(value) > min_length
-            and not value[:1].isalnum()
-            and _may_need_repair(value, is_root=is_root)
-        ):
-            checked_keys.append(key)
-    return _repair(original, frozenset(checked_keys), column_keys, is_root=is_root) if checked_keys else None
+    if is_root:
+        checked_keys += [key for key, value in original.items() if _has_escaped_nul(value)]
+    if not checked_keys or _repair(original, frozenset(checked_keys), column_keys, is_root=is_root) is None:
+        return None
+    # Texts that are nested too deeply are marked as well, so that notes have the order of the attributes.
+    return _repair(original, original, column_keys, is_root=is_root)
 
 
 def _repair(
-    original: Mapping[str, Any], checked_keys: frozenset[str], column_keys: Sequence[str], *, is_root: bool
+    original: Mapping[str, Any], checked_keys: Collection[str], column_keys: Sequence[str], *, is_root: bool
 ) -> Mapping[str, Any] | None:
     changes: dict[str, Any] = {}
     notes: list[str] = []
@@ -105,6 +99,19 @@ def _repair(
         return None
     merged = {**original, **changes, REPAIRED_ATTRIBUTE: "; ".join(notes)}
     return {key: value for key, value in merged.items() if not (value is None and key in changes)}
+
+
+def mark_nested_texts(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Mark JSON that is nested too deeply as text; None if there is none."""
+    return _repair(attributes, attributes, (), is_root=False)
+
+
+def has_many_brackets(content: bytes) -> bool:
+    """Return whether JSON may be nested too deeply."""
+    if len(content) > _MAX_COPIED_BYTES:
+        return content.count(b"[") + content.count(b"{") > MAX_NESTING
+    # Removal finds the brackets ten times faster than `count` does.
+    return len(content) - len(content.replace(b"[", b"").replace(b"{", b"")) > MAX_NESTING
 
 
 @cache_by_keys
@@ -130,17 +137,10 @@ def _is_plain_numbers(value: Any) -> bool:
     return value.__class__ is str and _PLAIN_NUMBERS.fullmatch(value) is not None
 
 
-def _may_need_repair(value: str | Utf8Text, *, is_root: bool) -> bool:
-    if isinstance(value, str):
-        if not _is_structured(value):
-            return False
-        content = value.encode(errors="replace")
-    else:
-        content = value
-    if is_root and b"\\u0000" in content:
-        return True
-    # Removal finds the brackets in bytes ten times faster than `count` does.
-    return len(content) - len(content.replace(b"[", b"").replace(b"{", b"")) > _MAX_NESTING
+def _has_escaped_nul(value: Any) -> bool:
+    if value.__class__ is Utf8Text:
+        return bool(value.find(b"\\u0000") >= 0)
+    return isinstance(value, str) and not value[:1].isalnum() and "\\u0000" in value
 
 
 def _sanitize_value(key: str, value: Any, *, is_column: bool, is_root: bool) -> tuple[Any, str]:
@@ -152,7 +152,7 @@ def _sanitize_value(key: str, value: Any, *, is_column: bool, is_root: bool) -> 
     elif is_root and isinstance(value, str) and "\\u0000" in value and _is_structured(value):
         # MLflow before 3.18 stores the last message in it as a preview, which is a column.
         changed, note = replace_nul(value), f"{key}: NUL characters replaced"
-    if changed.__class__ is str and len(changed) > _MAX_NESTING and _is_nested_too_deeply(changed):
+    if changed.__class__ is str and len(changed) > MAX_NESTING and _is_nested_too_deeply(changed):
         return _ZERO_WIDTH_SPACE + changed, f"{key}: marked as text, because it is nested too deeply"
     return changed, note
 
@@ -178,13 +178,13 @@ def _is_structured(value: Any) -> bool:
 
 
 def _is_nested_too_deeply(text: str) -> bool:
-    if text[:64].lstrip()[:1] not in ("[", "{") or text.count("[") + text.count("{") <= _MAX_NESTING:
+    if text[:64].lstrip()[:1] not in ("[", "{") or text.count("[") + text.count("{") <= MAX_NESTING:
         return False
     depth = 0
     for match in re.finditer(_BRACKETS, text):
         brackets = match.group()
         depth += len(brackets) if brackets[0] in "[{" else -len(brackets)
-        if depth > _MAX_NESTING:
+        if depth > MAX_NESTING:
             return True
     return False
 

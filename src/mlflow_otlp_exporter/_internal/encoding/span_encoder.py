@@ -14,6 +14,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind, Status
 
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
+from mlflow_otlp_exporter._internal.encoding.sanitizer import MAX_NESTING, has_many_brackets, mark_nested_texts
 from mlflow_otlp_exporter._internal.model.spans import (
     IS_REMOTE,
     MAX_CACHED_LENGTH,
@@ -32,7 +33,10 @@ from mlflow_otlp_exporter._internal.model.spans import (
 # Parsers stop at 100 nested messages: a map inside a map adds three, and the request around the value has seven.
 _MAX_DEPTH = 24
 _MAX_CACHED_KEYS, _MAX_CACHED_KEY_BYTES = 4096, 128
-_MAX_CACHED_PREFIXES, _MAX_CACHED_TEXT_BYTES = 8192, 512
+# A text of that many bytes is never nested too deeply.
+_MAX_CACHED_PREFIXES, _MAX_CACHED_TEXT_BYTES = 8192, MAX_NESTING
+# First bytes of JSON objects and arrays, and of the white space that may precede them.
+_JSON_STARTS = b"[{ \t\n\r\v\f\x1c\x1d\x1e\x1f\xc2\xe1\xe2\xe3"
 _MAX_CACHED_OWNERS = 256
 # Of resources, scopes and events, links, spans.
 _ATTRIBUTE_TAGS = (b"\x0a", b"\x1a", b"\x22", b"\x4a")
@@ -187,11 +191,12 @@ class SpanEncoder:
         if source:
             if source.__class__ is not dict:
                 source = source.copy() if hasattr(source, "copy") else dict(source)
-            self._append_attributes(source, b"\x4a", pieces)
-        if dropped := span.dropped_attributes:
-            pieces += (b"\x50", varint(dropped))
+            count = len(pieces)
+            if self._append_attributes(source, b"\x4a", pieces) and (marked := mark_nested_texts(source)) is not None:
+                del pieces[count:]
+                self._append_attributes(marked, b"\x4a", pieces)
         events, links = span.events if events is None else events, span.links
-        if events or links or span.dropped_events or span.dropped_links:
+        if events or links or span.dropped_attributes or span.dropped_events or span.dropped_links:
             self._append_events_and_links(span, events, links, pieces)
         status = span.status if status is None else status
         if status is not None:
@@ -205,7 +210,7 @@ class SpanEncoder:
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
         content = b"".join(pieces)
         pieces.clear()  # a value of 10 MB would exist three times otherwise
-        body = b"".join((b"\x12", encode_length(len(content)), content))
+        body = b"".join((b"\x12", VARINTS[len(content)], content))
         resource = span.resource if resource is None else resource
         cached_resource = self._resources.get(id(resource))
         resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
@@ -217,6 +222,8 @@ class SpanEncoder:
     def _append_events_and_links(
         self, span: ReadableSpan, events: Sequence[Event], links: Sequence[Link], pieces: list[bytes]
     ) -> None:
+        if dropped := span.dropped_attributes:
+            pieces += (b"\x50", varint(dropped))
         for event in events:
             event_pieces = [
                 b"\x09",
@@ -234,7 +241,9 @@ class SpanEncoder:
         if dropped := span.dropped_links:
             pieces += (b"\x70", varint(dropped))
 
-    def _append_attributes(self, attributes: dict[Any, Any], tag: bytes, pieces: list[bytes]) -> None:
+    def _append_attributes(self, attributes: Mapping[Any, Any], tag: bytes, pieces: list[bytes]) -> bool:
+        """Return whether a text may be JSON that is nested too deeply."""
+        may_be_nested = False
         # Nearly all values are texts, which are encoded without another call.
         prefixes, varints, append = self._prefixes[tag], VARINTS, pieces.append
         for key, value in attributes.items():
@@ -245,12 +254,14 @@ class SpanEncoder:
                 except UnicodeEncodeError:
                     content = self._encode_text(value)
                 size = len(content)
-                if size < _MAX_CACHED_TEXT_BYTES:
+                if size <= _MAX_CACHED_TEXT_BYTES:
                     append(prefixes[key][size])
                 else:
                     key_prefixes, head = prefixes[key], _TEXT_HEADS[size]
                     length = varints[key_prefixes.key_size + len(head) + size]
                     pieces += (tag, length, key_prefixes.encoded_key, head)
+                    if content[0] in _JSON_STARTS and has_many_brackets(content):
+                        may_be_nested = True
             else:
                 try:
                     # True is not of the class int.
@@ -261,6 +272,7 @@ class SpanEncoder:
                     continue
                 append(prefixes[key][~len(content)])
             append(content)
+        return may_be_nested
 
     def _encode_value(self, value: Any, depth: int) -> bytes:
         encoder = self._encoders.get(value.__class__)
