@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
@@ -599,7 +599,7 @@ class EncodingPipeline(AcceptingPipeline):
         accepted_count = 0
         for span in make_spans(*map(str, range(count))):
             if self.has_start_events:
-                self.worker.enqueue_start(span.context.trace_id)
+                self.worker.enqueue_start(span)
             accepted_count += self.worker.enqueue(span)
         return accepted_count
 
@@ -640,6 +640,26 @@ def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert results == [True]
     assert time.monotonic() - started_at < 20  # less than the timeout of 30 s
     worker.close(5, lambda _: None)
+
+
+def test_signal_ends_open_spans_and_references_to_ended_ones_do_not_accumulate() -> None:
+    worker, tracer = AcceptingPipeline().worker, TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    parent = tracer.start_span("parent")
+    child = tracer.start_span("child", context=set_span_in_context(parent))
+    for span in (parent, child):
+        worker.enqueue_start(span)
+    ended_spans = []  # which the application keeps
+    for _ in range(20):
+        for _ in range(100):
+            ended_spans.append(tracer.start_span("ended"))
+            worker.enqueue_start(ended_spans[-1])
+            ended_spans[-1].end()
+        worker._tick()
+        assert len(worker._open_spans) <= 504
+    worker.enqueue_start(last := tracer.start_span("not seen by the worker"))
+    worker.end_open_spans()
+    assert last.end_time < child.end_time < parent.end_time
+    assert {span.status.status_code for span in ended_spans} == {StatusCode.UNSET}
 
 
 def test_flush_after_close_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Fixture:
 
     def start(self, trace: int, count: int = 1) -> None:
         for _ in range(count):
-            self.buffer.record_start(trace)
+            self.buffer.record_starts(trace, 1)
 
     def end(self, at: float, trace: int, name: str, parent: SpanContext | None = LOCAL) -> None:
         self.buffer.add(span(trace, name, parent), at)
@@ -83,14 +83,14 @@ def pop_when_due(
     buffer, batches = TraceBuffer(linger_seconds=0.1, max_age_seconds=1e7), list[tuple[float, int]]()
     buffer.batch_interval_seconds = batch_interval_seconds
     for number in range(open_count):
-        buffer.record_start(1000 + number)
-        buffer.record_start(1000 + number)
+        buffer.record_starts(1000 + number, 1)
+        buffer.record_starts(1000 + number, 1)
         buffer.add(span(1000 + number, "child"), 0.0)
     for number, at in enumerate([*ends, 1e6]):
         while (due := buffer.next_due()) is not None and due <= at:
             batches.append((due, len(buffer.pop_ready(due))))
         if number < len(ends):
-            buffer.record_start(number + 1)
+            buffer.record_starts(number + 1, 1)
             buffer.add(span(number + 1, str(number), None), at)
     return batches
 
@@ -116,8 +116,8 @@ def test_longer_batch_interval_makes_fewer_batches(interval: float, min_batches:
 def test_complete_traces_of_8_mib_are_ready_at_once() -> None:
     buffer, text = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD), "x" * 3_000_000
     for trace in (1, 2, 3, 4):
-        buffer.record_start(trace)
-        buffer.record_start(trace)
+        buffer.record_starts(trace, 1)
+        buffer.record_starts(trace, 1)
     for trace in (1, 2, 3, 4):  # all incomplete
         buffer.add(span(trace, f"child {trace}", attributes={"text": text}), 0.0)
     assert buffer.pop_ready(0.1) == []
@@ -140,14 +140,14 @@ def test_complete_traces_of_256_spans_are_ready_at_once() -> None:
     buffer = TraceBuffer(linger_seconds=LINGER, max_age_seconds=HOLD)
     for trace in range(1, 10):
         for number in range(30 if trace < 9 else 15):
-            buffer.record_start(trace)
+            buffer.record_starts(trace, 1)
             buffer.add(span(trace, f"{trace}.{number}"), 0.0)
-        buffer.record_start(trace)
+        buffer.record_starts(trace, 1)
     for trace in range(1, 9):
         assert buffer.pop_ready(0.0) == []
         buffer.add(span(trace, f"root {trace}", None), 0.0)  # in total 248 spans of complete traces, 15 of another
     assert buffer.pop_ready(0.0) == []
-    buffer.record_start(10)
+    buffer.record_starts(10, 1)
     for _ in range(8):
         buffer.add(span(10, "root 10", None), 0.0)
     assert (len(buffer.pop_ready(0.0)), buffer.span_count) == (256, 15)
@@ -218,7 +218,7 @@ def test_topmost_span_of_trace_without_root_becomes_local_root() -> None:
     agent, tool = span(1, "agent", start_time=1), span(1, "tool", start_time=3)
     model = span(1, "model", agent.context, start_time=2)
     for _ in range(3):
-        buffer.record_start(1)
+        buffer.record_starts(1, 1)
     for member in (model, tool, agent):
         buffer.add(member, 0.0)
     spans = buffer.pop_ready(2.0)
@@ -404,7 +404,7 @@ def test_buffer_pops_every_span_once_within_max_age(
     for number, (what, trace, passed) in enumerate(events):
         now += passed
         if what == "start":
-            buffer.record_start(trace)
+            buffer.record_starts(trace, 1)
         elif what.startswith("end"):
             name = f"{trace}/{number}"
             buffer.add(span(trace, name, None if what == "end root" else LOCAL), now)

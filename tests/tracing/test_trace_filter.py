@@ -131,7 +131,7 @@ def test_trace_exported_in_part_is_not_filtered(has_start_events: bool) -> None:
     child, root = trace_of(FASTAPI, HTTPX)
     assert child.context is not None
     for _ in range(2 * has_start_events):
-        trace_buffer.record_start(child.context.trace_id)
+        trace_buffer.record_starts(child.context.trace_id, 1)
     trace_buffer.add(child, 0.0)
     assert names(trace_buffer.pop_all()) == ["child"]
     trace_buffer.add(root, 1.0)

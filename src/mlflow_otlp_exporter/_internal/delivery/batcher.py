@@ -18,7 +18,7 @@ from mlflow_otlp_exporter._internal.config.models import SettingGroup, Settings
 from mlflow_otlp_exporter._internal.encoding.sanitizer import sanitize_attributes, sanitize_name
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.destination import Destination
-from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, EncodedSpan, apply_trace_sessions
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, EncodedSpan, apply_trace_sessions, body_bytes_of
 from mlflow_otlp_exporter._internal.tracing.routing import DestinationCache, find_destinations
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ class Batcher:
         batches: list[Batch] = []
         for destination, spans in groups.items():
             max_bytes, has_run = self._max_bytes(), destination.run_id is not None
-            if 0 < len(spans) <= _MAX_ROOTS_PER_RUN and sum([len(span.body) for span in spans]) <= max_bytes:
+            is_large = 0 < max_bytes < body_bytes_of(spans)
+            if spans and not (is_large or (has_run and len(spans) > _MAX_ROOTS_PER_RUN)):
                 batches.append((destination, list(spans)))
             else:
                 batches += [(destination, batch) for batch in batch_by_size(spans, max_bytes, has_run=has_run)]
@@ -210,7 +211,7 @@ def batch_by_size(
     batch: list[EncodedSpan] = []
     batch_bytes = root_count = 0
     for trace in traces.values():
-        trace_bytes = sum(len(span.body) for span in trace)
+        trace_bytes = body_bytes_of(trace)
         has_root = has_run and any(span.is_root for span in trace)
         is_full = max_bytes and batch_bytes + trace_bytes > max_bytes
         if batch and (is_full or (has_root and root_count == _MAX_ROOTS_PER_RUN)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from mlflow_otlp_exporter._internal.common.exporter_metrics import OnCounted
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
-from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan
+from mlflow_otlp_exporter._internal.model.spans import Attachment, EncodedSpan, body_bytes_of
 
 
 class ExportFuture(Future[int]):
@@ -139,7 +139,7 @@ class ExportRequest:
 
     @property
     def byte_count(self) -> int:
-        return sum(len(span.body) for span in self.spans)
+        return body_bytes_of(self.spans)
 
 
 def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[EncodedSpan]]:
@@ -149,11 +149,11 @@ def split_spans(spans: Sequence[EncodedSpan]) -> tuple[list[EncodedSpan], list[E
         traces.setdefault(span.trace_id, []).append(span)
     if len(traces) == 1:
         return list(spans[: len(spans) // 2]), list(spans[len(spans) // 2 :])
-    total_bytes, first_bytes = sum(len(span.body) for span in spans), 0
+    total_bytes, first_bytes = body_bytes_of(spans), 0
     first: list[EncodedSpan] = []
     second: list[EncodedSpan] = []
     for trace in traces.values():
-        trace_bytes = sum(len(span.body) for span in trace)
+        trace_bytes = body_bytes_of(trace)
         is_first = not first or (not second and first_bytes + trace_bytes / 2 < total_bytes / 2)
         (first if is_first else second).extend(trace)
         first_bytes += trace_bytes

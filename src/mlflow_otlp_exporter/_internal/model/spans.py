@@ -5,7 +5,9 @@ containers, which a copy does not have.
 """
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -234,6 +236,9 @@ class EncodedSpan(NamedTuple):
     is_call: bool = False
 
 
+_get_body, _get_attachments = operator.attrgetter("body"), operator.attrgetter("attachments")
+
+
 def varint(number: int) -> bytes:
     pieces = bytearray()
     while number > 127:  # seven bits a byte
@@ -269,10 +274,15 @@ def frame_span(span: bytes) -> bytes:
     return encode_field(b"\x12", span)
 
 
+def body_bytes_of(spans: Iterable[EncodedSpan]) -> int:
+    return sum(map(len, map(_get_body, spans)))
+
+
 def memory_bytes_of(spans: Sequence[EncodedSpan]) -> int:
     """Bytes of spans in memory, with their attachments, each counted once."""
-    sizes = {attachment.id: len(attachment.data) for span in spans for attachment in span.attachments}
-    return sum([len(span.body) for span in spans]) + sum(sizes.values())
+    attachments = chain.from_iterable(map(_get_attachments, spans))
+    sizes = {attachment.id: len(attachment.data) for attachment in attachments}
+    return body_bytes_of(spans) + sum(sizes.values())
 
 
 def estimate_bytes(span: ReadableSpan) -> int:
@@ -306,8 +316,8 @@ def _estimate_value(value: Any) -> int:
 def encode_request(spans: Sequence[EncodedSpan]) -> bytes:
     """Encode an `ExportTraceServiceRequest` of spans, grouped by resource and scope."""
     resources: dict[Framing, dict[Framing, list[bytes]]] = {}
-    for span in spans:
-        resources.setdefault(span.resource, {}).setdefault(span.scope, []).append(span.body)
+    for (resource, scope), group in groupby(spans, operator.attrgetter("resource", "scope")):
+        resources.setdefault(resource, {}).setdefault(scope, []).extend(map(_get_body, group))
     # Lengths are computed first, so that the bodies, which are nearly all bytes, are copied once.
     pieces: list[bytes] = []
     for resource, scopes in resources.items():

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mlflow_otlp_exporter._internal.model.spans import (
     IS_REMOTE,
+    TRACE_ID,
     estimate_bytes,
     find_topmost,
     is_local_root,
@@ -82,6 +83,7 @@ class TraceBuffer:
         self.filtered_spans: list[ReadableSpan] = []  # of traces that the filter dropped, until the caller takes them
         self._traces: OrderedDict[int, _Trace] = OrderedDict()
         self._queue: list[tuple[float, int]] = []
+        self._changed: dict[int, float] = {}  # when a span ended last, by trace, since due times were computed
         self._finished: OrderedDict[int, None] = OrderedDict()
         self._complete: dict[int, None] = {}  # traces that may go with any other
         self.batch_interval_seconds = 0.0  # set by the caller
@@ -91,20 +93,20 @@ class TraceBuffer:
         self.byte_count = 0
         self.max_span_bytes = 0  # of a span, since the buffer was empty
 
-    def record_start(self, trace_id: int) -> None:
+    def record_starts(self, trace_id: int, count: int) -> None:
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
             self._spanless[trace_id] = None
             if len(self._spanless) > _MAX_OPEN_TRACES:
                 del self._traces[oldest_id := next(iter(self._spanless))], self._spanless[oldest_id]
-        trace.open_count += 1
+        trace.open_count += count
         if trace.spans:
-            self._update_due(trace_id, trace, None)
+            self._changed.setdefault(trace_id, 0.0)
 
     def add(self, span: ReadableSpan, now: float) -> None:
         """Add an ended span; `now` is in seconds of a monotonic clock."""
-        trace_id, parent, size = span.context.trace_id, span.parent, estimate_bytes(span)
+        trace_id, parent, size = span.context[TRACE_ID], span.parent, estimate_bytes(span)
         trace = self._traces.get(trace_id)
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
@@ -114,36 +116,42 @@ class TraceBuffer:
             trace.first_ended_at = now
             self._spanless.pop(trace_id, None)
         trace.spans.append(span)
-        trace.open_count = max(0, trace.open_count - 1)
-        trace.has_root = trace.has_root or parent is None
+        if trace.open_count:
+            trace.open_count -= 1
         if parent is None or parent[IS_REMOTE]:
             trace.root_ended_at = now
+            trace.has_root = trace.has_root or parent is None
         trace.byte_count += size
-        self.max_span_bytes = max(self.max_span_bytes if self.span_count else 0, size)
+        if size > self.max_span_bytes or not self.span_count:
+            self.max_span_bytes = size
         self.span_count += 1
         self.byte_count += size
-        self._update_due(trace_id, trace, now)
+        self._changed[trace_id] = now
 
-    def _update_due(self, trace_id: int, trace: _Trace, now: float | None) -> None:
-        due = trace.first_ended_at + self._max_age_seconds
-        is_complete = trace.open_count == 0 and (trace.root_ended_at is not None or self.has_start_events)
-        if is_complete != trace.is_complete:
-            trace.is_complete = is_complete
+    def _update_due(self) -> None:
+        # Once for all events of a tick: a trace of 30 spans has 60.
+        for trace_id, now in self._changed.items():
+            trace = self._traces[trace_id]
+            due = trace.first_ended_at + self._max_age_seconds
+            is_complete = trace.open_count == 0 and (trace.root_ended_at is not None or self.has_start_events)
+            if is_complete != trace.is_complete:
+                trace.is_complete = is_complete
+                if is_complete:
+                    self._complete[trace_id] = None
+                else:
+                    self._complete.pop(trace_id, None)
             if is_complete:
-                self._complete[trace_id] = None
-            else:
-                self._complete.pop(trace_id, None)
-        if is_complete:
-            if now is not None:
                 due = min(due, max(now + self._linger_seconds, self._last_batch_at + self.batch_interval_seconds))
-        elif trace.root_ended_at is not None:
-            due = min(due, trace.root_ended_at + _GRACE_SECONDS)
-        if due != trace.due_at:
-            trace.due_at = due
-            heapq.heappush(self._queue, (due, trace_id))
+            elif trace.root_ended_at is not None:
+                due = min(due, trace.root_ended_at + _GRACE_SECONDS)
+            if due != trace.due_at:
+                trace.due_at = due
+                heapq.heappush(self._queue, (due, trace_id))
+        self._changed.clear()
 
     def next_due(self) -> float | None:
         """Return when the next trace is ready; None without buffered spans."""
+        self._update_due()
         queue = self._queue
         while queue:
             due, trace_id = queue[0]
@@ -187,6 +195,7 @@ class TraceBuffer:
 
     def pop_all(self, *, is_final: bool = False) -> list[ReadableSpan]:
         """Pop all buffered spans, grouped by trace; `is_final` if open spans will not end any more."""
+        self._update_due()
         self._queue.clear()
         return [span for trace_id in list(self._traces) for span in self._pop_trace(trace_id, is_final=is_final)]
 

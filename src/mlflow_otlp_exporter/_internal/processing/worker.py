@@ -7,7 +7,7 @@ never wait. The worker never waits for a server: the pipeline sends in threads o
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
-from mlflow_otlp_exporter._internal.model.spans import SPAN_ID, TRACE_ID, SpanCopy
+from mlflow_otlp_exporter._internal.model.spans import TRACE_ID, SpanCopy
 from mlflow_otlp_exporter._internal.processing.trace_buffer import TraceBuffer
 from mlflow_otlp_exporter._internal.tracing.trace_filter import TraceFilter
 
@@ -42,6 +42,8 @@ _TICK_SECONDS = 0.05
 _TYPICAL_SPAN_BYTES = 8000
 # Weak references to open spans: those that never end must not accumulate.
 _MAX_OPEN_SPANS = 10_000
+# References beyond twice the number of open spans after which those to ended spans are removed.
+_MAX_ENDED_SPANS = 500
 # Spans that end after the shutdown at the end of the process: each is written into a file of its own.
 _MAX_LATE_SPANS = 100
 # The age of a request at which the server is the reason for a full buffer.
@@ -80,11 +82,12 @@ class TraceWorker:
     def _reset_after_fork(self) -> None:
         # A forked child starts empty: the parent sends what it has collected.
         settings = self._settings
-        # A start is the SDK's own span, an end a copy without its methods.
-        self._events: deque[ReadableSpan] = deque()
+        # Spans that started are the SDK's own, spans that ended are copies without their methods.
+        self._starts: deque[Span] = deque()
+        self._ends: deque[ReadableSpan] = deque()
         # Takes a span that starts. The queue's own method, until the end: a wrapper would cost the
         # application's thread more than the queue does.
-        self.enqueue_start: Callable[[Span], None] = _ignore_start if self.is_closed else self._events.append
+        self.enqueue_start: Callable[[Span], None] = _ignore_start if self.is_closed else self._starts.append
         self._overflow: deque[None] = deque()  # one entry per span that did not fit
         self.__dict__.pop("_changed", None)
         self._is_ticking = False
@@ -92,7 +95,8 @@ class TraceWorker:
         self._wake_up, self._flush_wake_up = WakeUp(), WakeUp()
         # A flush is done when all spans that had ended before are submitted.
         self._requested_flush_count = self._done_flush_count = 0
-        self._open_spans: dict[int, weakref.ref[Span]] = {}  # by span id
+        self._open_spans: list[weakref.ref[Span]] = []  # also some that have ended
+        self._max_references = _MAX_ENDED_SPANS
         self._buffer = TraceBuffer(
             linger_seconds=settings.linger,
             max_age_seconds=settings.hold,
@@ -121,11 +125,11 @@ class TraceWorker:
         if LACKS_HOOKS:
             check_process()
         # The capacity is that of the last tick; when it is used up, it is measured again.
-        has_capacity = len(self._events) < self._capacity or len(self._events) < self._measure_capacity()
+        has_capacity = len(self._ends) < self._capacity or len(self._ends) < self._measure_capacity()
         if has_capacity:
             if self._journal_span is not None:
                 self._journal_span(span)
-            self._events.append(span)
+            self._ends.append(span)
         else:
             # The worker counts and logs it: logging takes locks.
             self._overflow.append(None)
@@ -206,8 +210,7 @@ class TraceWorker:
             self._is_thread_checked = False
             now, buffer, settings = time.monotonic(), self._buffer, self._settings
             buffer.batch_interval_seconds = self._pipeline.otlp_client.batch_interval_seconds
-            for _ in range(len(self._events)):
-                self._apply_event(self._events.popleft(), now)
+            self._apply_events(now)
             # Before submitting: as many spans may end while these are enriched and encoded.
             self._measure_capacity()
             # Traces in progress are sent before any span is dropped.
@@ -230,18 +233,30 @@ class TraceWorker:
         finally:
             self._end_tick(requested_flush_count)
 
-    def _apply_event(self, event: ReadableSpan, now: float) -> None:
-        try:
-            if isinstance(event, Span):
-                if len(self._open_spans) >= _MAX_OPEN_SPANS:
-                    del self._open_spans[next(iter(self._open_spans))]
-                self._open_spans[event.context[SPAN_ID]] = weakref.ref(event)
-                self._buffer.record_start(event.context[TRACE_ID])
-            else:
-                self._open_spans.pop(event.context[SPAN_ID], None)
-                self._buffer.add(SpanCopy(event), now)
-        except Exception as error:  # noqa: BLE001 - a bad span must not affect others
-            self._pipeline.record_dropped(1, f"a span could not be buffered ({type(error).__name__})", "internal_error")
+    def _apply_events(self, now: float) -> None:
+        end_count = len(self._ends)  # before the starts are copied, which then include those of these spans
+        if starts := list(self._starts):
+            # Before they leave the queue: a signal handler looks for open spans in both.
+            self._open_spans += map(weakref.ref, starts)
+            if len(self._open_spans) > self._max_references:
+                self._remove_ended_spans()
+            for _ in starts:
+                self._starts.popleft()
+            for trace_id, count in Counter([span.context[TRACE_ID] for span in starts]).items():
+                self._buffer.record_starts(trace_id, count)
+        for _ in range(end_count):
+            try:
+                self._buffer.add(SpanCopy(self._ends.popleft()), now)
+            except Exception as error:  # noqa: BLE001 - a bad span must not affect others
+                reason = f"a span could not be buffered ({type(error).__name__})"
+                self._pipeline.record_dropped(1, reason, "internal_error")
+
+    def _remove_ended_spans(self) -> None:
+        # `is_recording` would wait for the span's lock, which a thread may hold that a signal handler interrupts.
+        self._open_spans = [
+            reference for reference in self._open_spans if (span := reference()) is not None and span.end_time is None
+        ][-_MAX_OPEN_SPANS:]
+        self._max_references = 2 * len(self._open_spans) + _MAX_ENDED_SPANS
 
     def _submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
         span_count = len(spans)
@@ -269,7 +284,7 @@ class TraceWorker:
             self._pipeline.problem_log.resolve(self._full_reason, message)
 
     def _measure_capacity(self) -> int:
-        """Measure how many events the queue may hold, converting the free bytes to spans of the mean size.
+        """Measure how many ended spans the queue may hold, converting the free bytes to spans of the mean size.
 
         Without a lock: a value that another thread overwrites with an older one is measured again when it is used up.
         """
@@ -279,21 +294,19 @@ class TraceWorker:
             self._mean_span_bytes = max(1, buffer.byte_count // buffered)
         free_spans = settings.buffer_spans - buffered - pipeline.in_flight_span_count
         free_bytes = settings.buffer_bytes - buffer.byte_count - pipeline.in_flight_byte_count
-        # With start events, each span is two events.
-        event_count = 1 + self._has_start_events
-        self._capacity = event_count * max(0, min(free_spans, free_bytes // self._mean_span_bytes))
+        self._capacity = max(0, min(free_spans, free_bytes // self._mean_span_bytes))
         return self._capacity
 
     # For flush and shutdown
 
     def pending_count(self) -> int:
-        """Return about how many ended spans have no outcome; includes starts that the worker has not seen."""
-        return len(self._events) + self._buffer.span_count + self._pipeline.in_flight_span_count
+        """Return about how many ended spans have no outcome."""
+        return len(self._ends) + self._buffer.span_count + self._pipeline.in_flight_span_count
 
     def flush(self, timeout_seconds: float) -> bool:
         """Submit all ended spans and wait for their outcome; True if all were delivered within the time."""
         check_process()
-        if self._thread is None and not self._events:
+        if self._thread is None and not self._ends:
             return True  # no span ever ended
         deadline = time.monotonic() + timeout_seconds
         dropped_before = self._pipeline.dropped_count
@@ -318,9 +331,9 @@ class TraceWorker:
 
     def end_open_spans(self) -> None:
         """End the spans that a signal interrupts, children before their parents."""
-        spans: list[ReadableSpan | None] = [reference() for reference in list(self._open_spans.values())]
-        for span in (spans + list(self._events))[::-1]:
-            if isinstance(span, Span) and span.is_recording():
+        spans = [reference() for reference in list(self._open_spans)]
+        for span in [*spans, *list(self._starts)][::-1]:
+            if span is not None and span.is_recording():
                 try:
                     span.set_status(Status(StatusCode.ERROR, "The process was ended by a signal"))
                     span.end()
@@ -368,8 +381,8 @@ class TraceWorker:
         if not self._begin_tick(0.2):
             return  # a tick is submitting: the pipeline spools or drops its spans
         try:
-            while self._events:
-                self._apply_event(self._events.popleft(), time.monotonic())
+            while self._ends:
+                self._apply_events(time.monotonic())
             self._log_overflow()
             spans = self._buffer.pop_all()
             if spans:

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span
 
 from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.model.destination import ROUTE_ATTRIBUTES, Destination, Route, read_route
+from mlflow_otlp_exporter._internal.model.spans import TRACE_ID
 
 # Bounds: spans that never end must not accumulate.
 _MAX_OPEN_TRACES = 65_536
@@ -81,26 +82,28 @@ def find_destinations(
     for trace_id, route in read_routes(spans).items():
         set_ended_route(trace_id, route)
     destinations: list[Destination] = []
+    last_trace_id, last_resource, destination = -1, None, default
     for span in spans:
         context, resource = span.context, span.resource
-        trace_id = context.trace_id if context is not None else 0
-        key = (id(resource), _open.get(trace_id) or _ended.get(trace_id))
-        cached = cache.get(key)
-        if cached is None:
-            cached = (resource, default.for_trace(resource.attributes, key[1]))
-            evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[key] = cached
-        destinations.append(cached[1])
+        trace_id = context[TRACE_ID] if context is not None else 0
+        if trace_id != last_trace_id or resource is not last_resource:  # mostly, a trace's spans follow each other
+            last_trace_id, last_resource = trace_id, resource
+            key = (id(resource), route_of(trace_id))
+            cached = cache.get(key)
+            if cached is None:
+                cached = (resource, default.for_trace(resource.attributes, key[1]))
+                evict_oldest(cache, _MAX_CACHED_DESTINATIONS)[key] = cached
+            destination = cached[1]
+        destinations.append(destination)
     return destinations
 
 
 def read_routes(spans: Sequence[ReadableSpan]) -> dict[int, Route]:
     """Read routes from attributes, for traces that no processor of ours saw start; the local root's attributes win."""
     routes: dict[int, Route] = {}
-    for span in spans:
-        attributes, context = span.attributes, span.context
-        if not attributes or context is None or ROUTE_ATTRIBUTES.isdisjoint(attributes):
-            continue
-        if (own_route := read_route(attributes)) is not None:
+    for span in [span for span in spans if not ROUTE_ATTRIBUTES.isdisjoint(span.attributes or ())]:
+        context = span.context
+        if context is not None and (own_route := read_route(span.attributes)) is not None:
             if span.parent is None or span.parent.is_remote:
                 routes[context.trace_id] = own_route
             else:
