@@ -19,6 +19,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, Trace
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
+from mlflow_otlp_exporter._internal.delivery.batcher import Batch
 from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing import worker as worker_module
@@ -367,18 +368,19 @@ def test_worker_survives_exception_of_the_pipeline(
     exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
     pipeline = exporter._pipeline
     assert pipeline is not None
-    submit, errors = pipeline.submit, [error]
+    build, errors = pipeline.batcher.build_and_clear, [error]
 
-    def submit_or_raise(spans: list[ReadableSpan], byte_count: int, max_span_bytes: float) -> None:
+    def build_or_raise(spans: list[ReadableSpan], max_span_bytes: float) -> list[Batch]:
         if errors:
             raise errors.pop()
-        submit(spans, byte_count, max_span_bytes)
+        return build(spans, max_span_bytes)
 
-    monkeypatch.setattr(pipeline, "submit", submit_or_raise)
+    monkeypatch.setattr(pipeline.batcher, "build_and_clear", build_or_raise)
     with running_bench(scripted_server, exporter) as bench:
         bench.trace("lost")
         assert bench.processor.force_flush() is False
         assert exporter.stats().dropped == 1
+        assert pipeline.in_flight_span_count == pipeline.in_flight_byte_count == 0
         bench.trace("after")
         assert bench.processor.force_flush() is True
     assert bench.names() == ["after"]

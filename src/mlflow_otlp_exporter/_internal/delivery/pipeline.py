@@ -179,7 +179,7 @@ class Pipeline:
         if self.is_closed:
             self.spool_or_drop(spans, "the exporter is shut down")
             return
-        unsent_count, unsent_bytes = len(spans), byte_count
+        span_count, unsent_count, unsent_bytes = len(spans), len(spans), byte_count
         mean_bytes = byte_count // max(1, unsent_count)
         self._add_in_flight(unsent_count, unsent_bytes)
         try:
@@ -188,6 +188,9 @@ class Pipeline:
                 batches = self.batcher.build_and_clear(part, min(byte_count, max_span_bytes))
                 unsent_count, unsent_bytes = unsent_count - part_count, unsent_bytes - part_bytes
                 self._submit_batches(batches, part_count, part_bytes)
+        except BaseException as error:
+            self.record_dropped(span_count, f"{type(error).__name__} was raised", "internal_error")
+            raise
         finally:
             self._add_in_flight(-unsent_count, -unsent_bytes)
 

@@ -305,12 +305,7 @@ class Intake:
             return
         # Counted when they were sent first.
         pipeline.problem_log.stats.add(delivered=-assembler.resent_count)
-        count = len(spans)
-        try:
-            pipeline.submit(spans, sum(map(estimate_bytes, spans)))
-        except BaseException as error:
-            pipeline.record_dropped(count, f"{type(error).__name__} was raised", "internal_error")
-            raise
+        pipeline.submit(spans, sum(map(estimate_bytes, spans)))
 
     def close(self, timeout_seconds: float) -> None:
         """Take no more spans, send or spool those in memory, and close the pipeline."""

@@ -5,11 +5,11 @@ Pure decisions without clock, lock or thread: events and times are arguments, an
 
 import heapq
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlflow_otlp_exporter._internal.common.bounded import evict_oldest
 from mlflow_otlp_exporter._internal.model.spans import (
     IS_REMOTE,
     TRACE_ID,
@@ -60,8 +60,7 @@ class TraceBuffer:
     spans. A trace whose root has ended while children are open is ready 5 s later. Every trace is ready
     `max_age_seconds` after its first buffered span ended, so that a long trace shows as in progress and memory stays
     bounded; traces of two thirds of that age go with it. Spans that end after their trace was popped are sent on their
-    own. If span starts are not reported (`has_start_events`), a trace is complete when its root has
-    ended.
+    own. If span starts are not reported (`has_start_events`), a trace is complete when its root has ended.
 
     MLflow takes the request and the response of a trace only from its root. A root that was sent without output before
     its last child ended is therefore sent again with that child. If a trace ends without local root, because a filter
@@ -78,19 +77,18 @@ class TraceBuffer:
     ) -> None:
         self._linger_seconds, self._max_age_seconds = linger_seconds, max_age_seconds
         self.has_start_events, self._trace_filter = has_start_events, trace_filter
-        self._partly_sent: OrderedDict[int, None] = OrderedDict()
+        self._partly_sent: dict[int, None] = {}
         self.resent_spans: list[ReadableSpan] = []  # to be sent once more, until the caller takes them
         self.filtered_spans: list[ReadableSpan] = []  # of traces that the filter dropped, until the caller takes them
-        self._traces: OrderedDict[int, _Trace] = OrderedDict()
+        self._traces: dict[int, _Trace] = {}
         self._queue: list[tuple[float, int]] = []
         self._changed: dict[int, float] = {}  # when a span ended last, by trace, since due times were computed
-        self._finished: OrderedDict[int, None] = OrderedDict()
+        self._finished: dict[int, None] = {}
         self._complete: dict[int, None] = {}  # traces that may go with any other
         self.batch_interval_seconds = 0.0  # set by the caller
         self._last_batch_at = -math.inf
         self._spanless: dict[int, None] = {}  # traces without buffered spans, oldest first
-        self.span_count = 0
-        self.byte_count = 0
+        self.span_count = self.byte_count = 0
         self.max_span_bytes = 0  # of a span, since the buffer was empty
 
     def record_starts(self, trace_id: int, count: int) -> None:
@@ -134,16 +132,14 @@ class TraceBuffer:
             trace = self._traces[trace_id]
             due = trace.first_ended_at + self._max_age_seconds
             is_complete = trace.open_count == 0 and (trace.root_ended_at is not None or self.has_start_events)
-            if is_complete != trace.is_complete:
-                trace.is_complete = is_complete
-                if is_complete:
-                    self._complete[trace_id] = None
-                else:
-                    self._complete.pop(trace_id, None)
+            trace.is_complete = is_complete
             if is_complete:
+                self._complete[trace_id] = None
                 due = min(due, max(now + self._linger_seconds, self._last_batch_at + self.batch_interval_seconds))
-            elif trace.root_ended_at is not None:
-                due = min(due, trace.root_ended_at + _GRACE_SECONDS)
+            else:
+                self._complete.pop(trace_id, None)
+                if trace.root_ended_at is not None:
+                    due = min(due, trace.root_ended_at + _GRACE_SECONDS)
             if due != trace.due_at:
                 trace.due_at = due
                 heapq.heappush(self._queue, (due, trace_id))
@@ -173,15 +169,10 @@ class TraceBuffer:
         if has_aged_trace:
             # Long traces share requests, too: traces that would be due soon go now, a little before their time.
             cutoff = now - self._max_age_seconds * (1 - _EARLY_SHARE)
-            aged = [
-                key
-                for key, trace in self._traces.items()
-                if trace.spans
-                and trace.root_ended_at is None
-                and not trace.is_complete
-                and trace.first_ended_at <= cutoff
-            ]
-            spans += [span for trace_id in aged for span in self._pop_trace(trace_id)]
+            for trace_id, trace in list(self._traces.items()):
+                is_aged = trace.spans and trace.first_ended_at <= cutoff
+                if is_aged and trace.root_ended_at is None and not trace.is_complete:
+                    spans += self._pop_trace(trace_id)
         is_full = self.byte_count >= _FULL_BATCH_BYTES or self.span_count >= _FULL_BATCH_SPANS
         if spans or (is_full and self._has_full_batch()):
             self._last_batch_at = now
@@ -217,9 +208,7 @@ class TraceBuffer:
             del self._traces[trace_id], self._spanless[trace_id]
             if trace.root_ended_at is not None and not self.has_start_events:
                 # Late children need not wait for a root that has ended already.
-                self._finished[trace_id] = None
-                if len(self._finished) > _MAX_FINISHED_TRACES:
-                    self._finished.popitem(last=False)
+                evict_oldest(self._finished, _MAX_FINISHED_TRACES)[trace_id] = None
         return spans
 
     def _complete_root(self, trace: _Trace, spans: list[ReadableSpan], *, is_over: bool) -> list[ReadableSpan]:
@@ -254,5 +243,5 @@ class TraceBuffer:
             # Remembered after the trace is deleted: without start events, more spans of it may follow.
             self._partly_sent[trace_id] = None
             if len(self._partly_sent) > _MAX_FINISHED_TRACES:
-                self._partly_sent.popitem(last=False)
+                del self._partly_sent[next(iter(self._partly_sent))]
         return False

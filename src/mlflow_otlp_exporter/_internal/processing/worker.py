@@ -40,20 +40,15 @@ if TYPE_CHECKING:
 _TICK_SECONDS = 0.05
 # Bytes of a span in memory, until the first spans have been measured.
 _TYPICAL_SPAN_BYTES = 8000
-# Weak references to open spans: those that never end must not accumulate.
-_MAX_OPEN_SPANS = 10_000
-# References beyond twice the number of open spans after which those to ended spans are removed.
-_MAX_ENDED_SPANS = 500
+# Weak references to open spans, because those that never end must not accumulate, and to others until they are removed.
+_MAX_OPEN_SPANS, _MAX_ENDED_SPANS = 10_000, 500
 # Spans that end after the shutdown at the end of the process: each is written into a file of its own.
 _MAX_LATE_SPANS = 100
 # The age of a request at which the server is the reason for a full buffer.
 _SLOW_SECONDS = 1.0
 _SERVER_IS_SLOW = "the server is unavailable, or slower than the application"
 _PROCESS_IS_SLOW = "spans end faster than this process can prepare them"
-
-
-def _ignore_start(_span: Span) -> None:
-    """Replace `enqueue_start` after the end."""
+_ignore_start = deque[Span](maxlen=0).append  # replaces `enqueue_start` after the end
 
 
 class TraceWorker:
@@ -85,8 +80,7 @@ class TraceWorker:
         # Spans that started are the SDK's own, spans that ended are copies without their methods.
         self._starts: deque[Span] = deque()
         self._ends: deque[ReadableSpan] = deque()
-        # Takes a span that starts. The queue's own method, until the end: a wrapper would cost the
-        # application's thread more than the queue does.
+        # Takes a span that starts: the queue's own method, because a wrapper would cost more than the queue does.
         self.enqueue_start: Callable[[Span], None] = _ignore_start if self.is_closed else self._starts.append
         self._overflow: deque[None] = deque()  # one entry per span that did not fit
         self.__dict__.pop("_changed", None)
@@ -109,7 +103,6 @@ class TraceWorker:
         self._is_thread_checked = False
         self._mean_span_bytes = _TYPICAL_SPAN_BYTES
         self._is_overflowing, self._full_reason = False, ""
-        self._capacity = 0
         self._measure_capacity()
 
     # In the application's threads
@@ -226,7 +219,7 @@ class TraceWorker:
                 filtered_spans, buffer.filtered_spans = buffer.filtered_spans, []
                 self._pipeline.record_filtered(filtered_spans)
             if spans:
-                self._submit(spans, byte_count - buffer.byte_count)
+                self._pipeline.submit(spans, byte_count - buffer.byte_count, buffer.max_span_bytes)
                 self._measure_capacity()
             if self._is_overflowing or self._overflow:
                 self._log_overflow()
@@ -252,19 +245,11 @@ class TraceWorker:
                 self._pipeline.record_dropped(1, reason, "internal_error")
 
     def _remove_ended_spans(self) -> None:
-        # `is_recording` would wait for the span's lock, which a thread may hold that a signal handler interrupts.
-        self._open_spans = [
-            reference for reference in self._open_spans if (span := reference()) is not None and span.end_time is None
-        ][-_MAX_OPEN_SPANS:]
+        # `is_recording` would wait for a lock that a thread may hold which a signal handler interrupts.
+        spans = [(reference, reference()) for reference in self._open_spans]
+        references = [reference for reference, span in spans if span is not None and span.end_time is None]
+        self._open_spans = references[-_MAX_OPEN_SPANS:]
         self._max_references = 2 * len(self._open_spans) + _MAX_ENDED_SPANS
-
-    def _submit(self, spans: list[ReadableSpan], byte_count: int) -> None:
-        span_count = len(spans)
-        try:
-            self._pipeline.submit(spans, byte_count, self._buffer.max_span_bytes)
-        except BaseException as error:
-            self._pipeline.record_dropped(span_count, f"{type(error).__name__} was raised", "internal_error")
-            raise
 
     def _log_overflow(self) -> None:
         if count := len(self._overflow):

@@ -88,7 +88,7 @@ def find_destinations(
         trace_id = context[TRACE_ID] if context is not None else 0
         if trace_id != last_trace_id or resource is not last_resource:  # mostly, a trace's spans follow each other
             last_trace_id, last_resource = trace_id, resource
-            key = (id(resource), route_of(trace_id))
+            key = (id(resource), _open.get(trace_id) or _ended.get(trace_id))
             cached = cache.get(key)
             if cached is None:
                 cached = (resource, default.for_trace(resource.attributes, key[1]))
