@@ -599,7 +599,8 @@ class EncodingPipeline(AcceptingPipeline):
 
     def end(self, count: int) -> int:
         accepted_count = 0
-        for span in make_spans(*map(str, range(count))):
+        spans: list[Any] = make_spans(*map(str, range(count)))
+        for span in spans:
             if self.has_start_events:
                 self.worker.enqueue_start(span)
             accepted_count += self.worker.enqueue(span)
@@ -645,7 +646,8 @@ def test_flush_during_tick_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_signal_ends_open_spans_and_references_to_ended_ones_do_not_accumulate() -> None:
-    worker, tracer = AcceptingPipeline().worker, TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    worker = AcceptingPipeline().worker
+    tracer: Any = TracerProvider(shutdown_on_exit=False).get_tracer("test")
     parent = tracer.start_span("parent")
     child = tracer.start_span("child", context=set_span_in_context(parent))
     for span in (parent, child):
