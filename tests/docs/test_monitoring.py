@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from mlflow_otlp_exporter import MLflowSpanExporter, Stats
+from mlflow_otlp_exporter._internal.gateway.protocol import AnswerKind
 from support.documents import blocks
 from support.environments import ROOT
 from support.gateway import GatewayProcess
@@ -140,6 +141,18 @@ def test_scrape_configuration_on_the_page_finds_the_gateways_of_the_manifest() -
     assert names["port"] in {port["port"] for port in service["spec"]["ports"] if port["name"] == "otlp-http"}
 
 
+def test_alerts_of_the_gateway_name_its_answers_and_its_job() -> None:
+    rules = {rule["alert"]: rule["expr"] for rule in read_rules()}
+    answers = (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED)
+    statuses = {status for kind in answers for status in (str(kind.http_status), kind.grpc_status)}
+    for text in re.findall(r'status=~"([^"]+)"', rules["MlflowGatewayRejectsClients"]):
+        assert set(text.split("|")) == statuses
+    (job,) = re.findall(r'job="([^"]+)"', rules["MlflowGatewayAbsent"])
+    service = next(yaml.safe_load_all((ROOT / "examples" / "gateway" / "gateway.yaml").read_text()))
+    (block,) = blocks(ROOT / "docs" / "monitoring.md", "yaml")
+    assert job == service["metadata"]["name"] == yaml.safe_load(block.code)["scrape_configs"][0]["job_name"]
+
+
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
 def test_expressions_use_names_of_reported_metrics(file: str, reported: dict[str, otel.Metric]) -> None:
     if file == "alerts.yaml":
@@ -170,9 +183,9 @@ def test_gateway_reports_the_metrics_of_applications_and_its_own(
     environment = {"MLFLOW_OTLP_LINGER": "0.1"}
     with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"], environment) as gateway:
         assert gateway.post(encode_spans(make_spans("one"))).status == 200
-        while gateway.metrics().get("mlflow_otlp_span_delivered_total", 0) < 1:
-            pass
-        names = {name.partition("{")[0] for name in gateway.metrics()}
+        names: set[str] = set()
+        while "otel_sdk_exporter_span_exported_total" not in names:  # counted last
+            names = {name.partition("{")[0] for name in gateway.metrics()}
     suffixes = re.compile(r"_(bucket|count|sum)$")
     # Counters and gauges that have no value before there is a failure.
     quiet = {
