@@ -2,9 +2,9 @@
 
 import functools
 import operator
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Status, StatusCode
@@ -34,7 +34,8 @@ from mlflow_otlp_exporter._internal.enrichment.writers import mlflow, openinfere
 SPAN_NAME = "mlflow_otlp.span_name"
 _readers: tuple[Reader, ...]
 _prefixes: frozenset[str]
-_find_prefixes: Callable[[tuple[str, ...]], frozenset[str]]
+_Plan: TypeAlias = tuple[bool, frozenset[str], tuple[Reader, ...]]
+_make_plan: Callable[[tuple[str, ...]], _Plan]
 _MAX_RESPONSE_SCOPES, _MAX_MESSAGE_LENGTH = 10_000, 1000
 _MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
 _OK = Status(StatusCode.OK)
@@ -77,7 +78,7 @@ class Enricher:
         The result has the same order; a span that could not be enriched stays as it is.
         """
         states: list[SpanState | None] = []
-        traces: dict[int, list[SpanState]] = {}
+        traces: dict[int, list[SpanState]] = defaultdict(list)
         for span in spans:
             try:
                 state: SpanState | None = read_span(span)
@@ -85,7 +86,7 @@ class Enricher:
                 state = None
             states.append(state)
             if state is not None:
-                traces.setdefault(state.trace_id, []).append(state)
+                traces[state.trace_id].append(state)
                 normalized = state.normalized
                 if normalized.response_id and normalized.input_messages and state.kind in MODEL_KINDS:
                     evict_oldest(self._response_scopes, _MAX_RESPONSE_SCOPES)[normalized.response_id] = state.scope
@@ -94,10 +95,12 @@ class Enricher:
             try:
                 for state in members:
                     # Spans of clients never count beside others; see count_usage_once.
-                    if state.scope not in CLIENT_SCOPES and (call := state.call) is not None and call.is_model:
-                        state.counts_usage = self._record_call(call)
-                if trace_id not in self._trace_cache.traces and _is_single_call(members):
-                    collect_trace_fields(members[0], members)
+                    if state.has_usage and state.scope not in CLIENT_SCOPES and (call := state.call) and call.is_model:
+                        state.counts_usage = state.has_usage = self._record_call(call)
+                root = members[0]
+                is_call = len(members) == 1 and root.parent_id is None and root.kind in MODEL_KINDS
+                if is_call and root.scope not in CLIENT_SCOPES and trace_id not in self._trace_cache.traces:
+                    collect_trace_fields(root, members)  # there is nothing else to share
                     continue
                 tree = TraceTree(members, self._trace_cache.get(trace_id))
                 count_usage_once(tree, self._response_scopes)
@@ -125,8 +128,10 @@ class Enricher:
             # Some servers repeat the ids of their responses.
             is_near = max(other.start_time, call.start_time) <= min(other.end_time, call.end_time) + MAX_DELAY_NANOS
             is_layer = is_near and other.scope != call.scope and other.process is call.process
-            if is_layer and other.trace_id != call.trace_id and is_same_call(*sorted((other, call), key=_duration)):
-                return False
+            if is_layer and other.trace_id != call.trace_id:
+                outer_first = sorted((other, call), key=lambda call: call.start_time - call.end_time)
+                if is_same_call(*outer_first):
+                    return False
         calls.append(call)
         return True
 
@@ -156,23 +161,13 @@ class Enricher:
         return EnrichedSpan(span, attributes, name, _add_exception_event(state) if has_failed else state.events, status)
 
 
-def _duration(call: CallSummary) -> int:
-    """Sort key: the longest first, which is the outer one."""
-    return call.start_time - call.end_time
-
-
-def _is_single_call(members: Sequence[SpanState]) -> bool:
-    """Whether a trace is the call of a model and nothing else: there is nothing to share."""
-    span = members[0]
-    return span.parent_id is None and span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES and len(members) == 1
-
-
 def read_span(span: ReadableSpan) -> SpanState:
-    span_attributes = span.attributes
-    attributes: dict[str, Any] = {}
-    if span_attributes:
-        # Iterating over the SDK's own mapping is slow.
-        attributes = dict(span_attributes.copy() if hasattr(span_attributes, "copy") else span_attributes)
+    source: Any = span.attributes or {}
+    # Iterating over the SDK's own mapping is slow.
+    attributes = dict(source.copy() if source.__class__ is not dict and hasattr(source, "copy") else source)
+    keys = tuple(attributes)
+    has_own_keys, prefixes, readers = _make_plan(keys)
+    if has_own_keys:
         span_type = attributes.get(mlflow.TYPE)
         if span_type == "null":
             del attributes[mlflow.TYPE]  # MLflow's SDK in the same app puts it onto the spans of others
@@ -180,40 +175,55 @@ def read_span(span: ReadableSpan) -> SpanState:
             attributes[mlflow.TYPE] = span_type.strip('"')  # of the SDK's JSON; the server would search for the quotes
         if TRACE_SESSION in attributes:
             attributes[SESSION_ID] = attributes.pop(TRACE_SESSION)
+        keys = tuple(attributes)
+        _, prefixes, readers = _make_plan(keys)
     state = SpanState(span, attributes)
-    keys = tuple(attributes)
-    known_prefixes = _find_prefixes(keys)
+    views: Sequence[EventView] = ()
     if state.events:
-        known_prefixes |= _prefixes.intersection([event.name.partition(".")[0] for event in state.events])
+        views = [EventView(event.name, dict(event.attributes or {})) for event in state.events]
+        readers = _select_readers(prefixes | _prefixes.intersection([view.name.partition(".")[0] for view in views]))
     normalized = EMPTY
-    if known_prefixes:
-        views = [EventView(event.name, dict(event.attributes or {})) for event in state.events] if state.events else ()
-        normalized = _read_conventions(SpanView(state.name, state.scope, attributes, views), known_prefixes)
-    state.has_own_kind = normalized.kind is not None
+    if readers:
+        view = tuple.__new__(SpanView, (state.name, state.scope, attributes, views))
+        for reader in readers:
+            try:
+                candidate = reader.read(view)
+            except Exception:  # noqa: BLE001, S112 - the other readers are not affected
+                continue
+            if candidate is not None:
+                normalized = candidate if normalized is EMPTY else merge((normalized, candidate))
+    if normalized.kind is None:
+        state.has_own_kind = False
     try:  # noqa: SIM105 - suppress() takes 0.5 us
         normalized = _complete(attributes, keys, normalized)
     except Exception:  # noqa: BLE001, S110 - what the readers found stays
         pass
-    kind, usage = normalized.kind, normalized.usage
-    if kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
-        kind = Kind.CHAT_MODEL
-    # A span that has a type was enriched before.
-    if usage is not None and usage.input is not None and mlflow.TYPE not in attributes:
-        model = normalized.response_model or normalized.request_model
-        usage = include_cached_tokens(usage, state.scope, model, normalized.output)
-    if kind is not normalized.kind or usage is not normalized.usage:
-        normalized = normalized._replace(kind=kind, usage=usage)
-    state.normalized, state.kind = normalized, kind
+    usage = normalized.usage
+    if usage is not None:
+        state.has_usage = True
+        if usage.input is not None and mlflow.TYPE not in attributes:  # a span that has a type was enriched before
+            model = normalized.response_model or normalized.request_model
+            counted = include_cached_tokens(usage, state.scope, model, normalized.output)
+            normalized = normalized if counted is usage else normalized._replace(usage=counted)
+    if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
+        normalized = normalized._replace(kind=Kind.CHAT_MODEL)
+    state.normalized, state.kind = normalized, normalized.kind
     return state
 
 
 def add_readers(readers: Sequence[Reader]) -> None:
     """Read with these, too, where the own readers find nothing; replaces what was added before."""
-    global _readers, _prefixes, _find_prefixes  # noqa: PLW0603 - of this process, as READERS
+    global _readers, _prefixes, _make_plan  # noqa: PLW0603 - of this process, as READERS
     _readers = (*READERS, *readers)
-    _prefixes = prefixes = frozenset().union(*(reader.prefixes for reader in _readers))
-    _find_prefixes = cache_by_keys(lambda keys: prefixes.intersection([key.partition(".")[0] for key in keys]))
+    _prefixes = frozenset().union(*(reader.prefixes for reader in _readers))
     _select_readers.cache_clear()
+    _make_plan = cache_by_keys(_plan_reading)
+
+
+def _plan_reading(keys: tuple[str, ...]) -> _Plan:
+    """Whether MLflow's SDK wrote attributes that are corrected; the known prefixes, and their readers."""
+    prefixes = _prefixes.intersection([key.partition(".")[0] for key in keys])
+    return mlflow.TYPE in keys or TRACE_SESSION in keys, prefixes, _select_readers(prefixes)
 
 
 @functools.lru_cache(maxsize=1024)  # spans of one source have the same prefixes
@@ -224,27 +234,15 @@ def _select_readers(prefixes: frozenset[str]) -> tuple[Reader, ...]:
 add_readers(())
 
 
-def _read_conventions(view: SpanView, prefixes: frozenset[str]) -> NormalizedSpan:
-    candidates: list[NormalizedSpan] = []
-    for reader in _select_readers(prefixes):
-        try:
-            candidate = reader.read(view)
-        except Exception:  # noqa: BLE001, S112 - the other readers are not affected
-            continue
-        if candidate is not None:
-            candidates.append(candidate)
-    return candidates[0] if len(candidates) == 1 else merge(candidates)
-
-
 def _complete(attributes: Mapping[str, Any], keys: tuple[str, ...], normalized: NormalizedSpan) -> NormalizedSpan:
     """Add what readers did not find: session and user under any name; content and kind if there is no content."""
-    is_unknown = not any(normalized)
     parameters = normalized.invocation_parameters
     if parameters and ("metadata" in parameters or "user" in parameters):
         normalized = merge((normalized, NormalizedSpan(**fallback.read_parameters(parameters))))
     is_read = _read_content_fields(normalized) != _NO_CONTENT
     if is_read and (normalized.session is not None or normalized.user is not None):
         return normalized
+    is_unknown = not any(normalized)
     places = fallback.classify_keys(keys)
     for key, place in places:
         if place in _IDENTITY and getattr(normalized, place[0]) is None:

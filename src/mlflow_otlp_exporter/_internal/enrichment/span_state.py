@@ -1,5 +1,6 @@
 """A span while it is enriched, and the summary that the trace cache keeps of it."""
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,11 +18,18 @@ from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
 from mlflow_otlp_exporter._internal.enrichment.payloads import find_last_text, read_answer, read_question
 from mlflow_otlp_exporter._internal.enrichment.tools import is_error_result
 from mlflow_otlp_exporter._internal.enrichment.values import to_json
+from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, SPAN_ID
 
 _Value = TypeVar("_Value")
 # Longer texts are truncated in summaries: they only serve previews of at most 1,000 characters.
 _MAX_TEXT_LENGTH = 32_768
 _MAX_TOOL_CALLS = 64
+_read_trace_fields = operator.itemgetter(
+    *map(NormalizedSpan._fields.index, ("session", "user", "tags", "metadata", "prompt"))
+)
+_NO_CONTENT: dict[str, Any] = dict.fromkeys(
+    ("input_messages", "output_messages", "transcript", "input", "output", "documents")
+)
 _SUMMING_KINDS = (Kind.AGENT, Kind.CHAIN, Kind.WORKFLOW)
 _NO_CONVERSATION = (Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER, Kind.EMBEDDING, *MODEL_KINDS)
 
@@ -69,38 +77,40 @@ class LazyAttribute(Generic[_Value]):
     """
 
     def __init__(self, read: Callable[[Any], _Value]) -> None:
-        self._read = read
+        self._read, self._name = read, read.__name__
 
     def __get__(self, instance: Any, _: Any) -> _Value:
-        value = self._read(instance)
-        setattr(instance, self._read.__name__, value)
+        value = instance.__dict__[self._name] = self._read(instance)
         return value
 
 
 class SpanState:
     """A span on its way through enrichment; only this package's stages change it."""
 
+    parent_id: int | None = None
+    # Whether it stands for the trace: the root, or the top span of this process, whose caller MLflow may not have.
+    is_local_root = True
+    normalized, kind = EMPTY, EMPTY.kind
+    has_own_kind = True  # False if the kind was guessed from the content
+    counts_usage = True  # False if spans below have the same usage, or another span describes the same call
+    has_usage = False  # whether the span is exported with token usage
+    # Of a root: session, user, tags and metadata of all spans below; prompts of a registry with a version.
+    trace_fields: NormalizedSpan | None = None
+    prompts: tuple[Prompt, ...] = ()
+
     def __init__(self, span: ReadableSpan, attributes: dict[str, Any]) -> None:
-        context, parent, scope = span.context, span.parent, span.instrumentation_scope
-        assert context is not None
+        context: Any = span.context
+        parent: Any = span.parent
+        scope = span.instrumentation_scope
         self.span = span
         self.name = span.name
         self.start_time, self.end_time = span.start_time or 0, span.end_time or 0  # nanoseconds
-        self.trace_id, self.span_id = context.trace_id, context.span_id
-        self.parent_id = parent.span_id if parent is not None else None
-        # Whether it stands for the trace: the root, or the top span of this process, whose caller MLflow may not have.
-        self.is_local_root = parent is None or parent.is_remote
+        self.trace_id, self.span_id = context[:2]
+        if parent is not None:
+            self.parent_id, self.is_local_root = parent[SPAN_ID], parent[IS_REMOTE]
         self.attributes = attributes
         self.events = span.events
         self.scope = scope.name if scope is not None else ""
-        self.normalized, self.kind = EMPTY, EMPTY.kind
-        # False if the kind was guessed from the content.
-        self.has_own_kind = True
-        # False if spans below have the same usage, or another span describes the same call.
-        self.counts_usage = True
-        # Of a root: session, user, tags and metadata of all spans below; prompts of a registry with a version.
-        self.trace_fields: NormalizedSpan | None = None
-        self.prompts: tuple[Prompt, ...] = ()
 
     @LazyAttribute
     def question(self) -> str | None:
@@ -125,12 +135,7 @@ class SpanState:
         normalized = self.normalized
         return bool(normalized.error_type) or (self.kind is Kind.TOOL and is_error_result(normalized.output))
 
-    @property
-    def has_usage(self) -> bool:
-        """Whether the span is exported with token usage."""
-        return self.normalized.usage is not None and self.counts_usage
-
-    @property
+    @LazyAttribute
     def call(self) -> CallSummary | None:
         """The call whose usage the span states; None for agents, which state the usage of several."""
         normalized = self.normalized
@@ -138,16 +143,11 @@ class SpanState:
         if usage is None or self.kind in _SUMMING_KINDS:
             return None
         model = (normalized.response_model or normalized.request_model or "").rpartition("/")[2]
+        is_model = self.has_own_kind and (self.kind in MODEL_KINDS or self.kind is Kind.EMBEDDING)
+        times = (self.start_time, self.end_time)
+        response_id = normalized.response_id or ""
         return CallSummary(
-            (usage.input, usage.output),
-            self.has_own_kind and (self.kind in MODEL_KINDS or self.kind is Kind.EMBEDDING),
-            self.scope,
-            model,
-            normalized.response_id or "",
-            self.start_time,
-            self.end_time,
-            self.trace_id,
-            self.span.resource,
+            usage[:2], is_model, self.scope, model, response_id, *times, self.trace_id, self.span.resource
         )
 
     @property
@@ -160,7 +160,7 @@ class SpanState:
     def tools(self) -> tuple[ToolDefinition, ...] | None:
         """The tools that the span declares; a tool that describes itself is one."""
         normalized = self.normalized
-        if not normalized.tools and self.kind is Kind.TOOL and normalized.tool_name and normalized.tool_description:
+        if normalized.tool_description and not normalized.tools and self.kind is Kind.TOOL and normalized.tool_name:
             return (ToolDefinition(normalized.tool_name, normalized.tool_description),)
         return normalized.tools
 
@@ -183,23 +183,16 @@ class SpanState:
 
     def summarize(self) -> SpanSummary:
         normalized = self.normalized
-        has_trace_fields = any((normalized.session, normalized.user, normalized.tags, normalized.metadata))
+        self.__dict__.pop("call", None)  # kind and model may have changed
         fields = {field: getattr(self, field) for field in SpanSummary._fields}
-        fields["question"], fields["answer"] = _truncate(self.question), _truncate(self.answer)
+        fields["question"], fields["answer"] = (
+            text and text[:_MAX_TEXT_LENGTH] for text in (self.question, self.answer)
+        )
         fields["raw_input"], fields["raw_output"] = _limit_text(self.raw_input), _limit_text(self.raw_output)
         fields["tool_calls"] = self.tool_calls[:_MAX_TOOL_CALLS]
-        fields["normalized"] = (
-            normalized._replace(
-                input_messages=None, output_messages=None, transcript=None, input=None, output=None, documents=None
-            )
-            if has_trace_fields or normalized.prompt
-            else EMPTY
-        )
+        has_trace_fields = any(_read_trace_fields(normalized))
+        fields["normalized"] = normalized._replace(**_NO_CONTENT) if has_trace_fields else EMPTY
         return SpanSummary(**fields)
-
-
-def _truncate(text: str | None) -> str | None:
-    return text[:_MAX_TEXT_LENGTH] if text else text
 
 
 def _limit_text(value: Any) -> str | None:
@@ -212,10 +205,13 @@ def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSumm
     """Set session, user, tags, metadata and prompts of a root from the spans of its trace, nearest first."""
     tags, metadata, prompts = dict[str, None](), dict[str, Any](), dict[Prompt, None]()
     session = user = None
+    last_fields = _read_trace_fields(EMPTY)
     for member in members:
         normalized = member.normalized
-        if normalized is EMPTY:
+        fields = _read_trace_fields(normalized)
+        if fields == last_fields and fields[0] in (None, session):
             continue
+        last_fields = fields
         session, user = session or normalized.session, user or normalized.user
         if normalized.session != session and normalized.session and isinstance(member, SpanState):
             member.attributes["session.id"] = session  # MLflow takes that of any span

@@ -4,7 +4,8 @@ Usage that must not count is kept under names that no server adds up.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
@@ -25,6 +26,7 @@ _ADDITIVE_SCOPES = (
     "com.anthropic.claude_code",
 )
 _MAX_OPEN_CALLS = 16
+_get_scope, _has_usage = attrgetter("scope"), attrgetter("has_usage")
 # How long after a call a span may begin that repeats its usage.
 MAX_DELAY_NANOS = 1_000_000_000
 
@@ -34,6 +36,8 @@ def include_cached_tokens(usage: Usage, scope: str, model: str | None, response:
 
     `response` may be that of the provider, which has counts that the source left out.
     """
+    if usage[3:6] == (None, None, None) and usage.total == (usage.input or 0) + (usage.output or 0):
+        return usage  # nothing is cached or hidden
     usage = _add_counts_of_response(usage, response)
     input_tokens, output_tokens, total = usage.input or 0, usage.output or 0, usage.total
     cached, reasoning = (usage.cache_read or 0) + (usage.cache_write or 0), usage.reasoning or 0
@@ -84,11 +88,11 @@ def is_same_call(outer: CallSummary, other: CallSummary) -> bool:
     return outer.start_time <= other.start_time <= outer.end_time + MAX_DELAY_NANOS
 
 
-def _count_calls_once(tree: TraceTree) -> None:
+def _count_calls_once(spans: Iterable[TreeSpan], tree: TraceTree) -> None:
     """Find the layers of a call: a framework, the provider's client below it, and siblings that repeat the usage."""
     groups: dict[tuple[int | None, int | None], list[tuple[CallSummary, TreeSpan]]] = {}
-    for span in tree.spans.values():
-        if span.has_usage and (call := span.call) is not None:
+    for span in spans:
+        if (call := span.call) is not None:
             groups.setdefault(call.counts, []).append((call, span))
     for calls in groups.values():
         if len(calls) < 2:
@@ -112,7 +116,7 @@ def _drop_usage(outer: TreeSpan, other: TreeSpan, tree: TraceTree) -> None:
     duplicate = tree.current.get(other.span_id) or tree.current.get(outer.span_id)
     if duplicate is None:
         return
-    duplicate.counts_usage = False
+    duplicate.counts_usage = duplicate.has_usage = False
     counted = outer if duplicate.span_id == other.span_id else other
     if duplicate.kind in MODEL_KINDS and counted.kind in MODEL_KINDS and duplicate.answer in (None, counted.answer):
         duplicate.kind = Kind.TASK  # a call of a model is one span in charts and chats
@@ -124,21 +128,21 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
     `response_scopes` maps response ids, also those of other traces, to the scopes of the instrumentations that
     described the response.
     """
-    clients = [span for span in tree.current.values() if span.scope in CLIENT_SCOPES]
-    if clients:
+    if not CLIENT_SCOPES.isdisjoint(map(_get_scope, tree.current.values())):
+        clients = [span for span in tree.current.values() if span.scope in CLIENT_SCOPES]
         models = tree.nearest_above(lambda span: span.kind in MODEL_KINDS and span.scope not in CLIENT_SCOPES)
         for span in clients:
             scope = response_scopes.get(span.normalized.response_id or "", span.scope)
             if scope != span.scope or span.span_id in models:
-                span.counts_usage = False
-    if any(span.kind is Kind.AGENT and span.normalized.usage is not None for span in tree.current.values()):
+                span.counts_usage = span.has_usage = False
+    spans = [*filter(_has_usage, tree.spans.values())]
+    if any(span.kind is Kind.AGENT for span in spans):
         _complete_last_steps(tree)
-    _count_calls_once(tree)
+    _count_calls_once(spans, tree)
     # In MLflow, a parent's usage hides that of its children, so only the lowest span that states usage counts.
-    parent_ids = tree.ids_above(lambda span: span.has_usage)
-    for span in tree.current.values():
-        if span.has_usage and span.span_id in parent_ids:
-            span.counts_usage = False
+    for span_id in tree.ids_above(filter(_has_usage, spans)):
+        if (parent := tree.current.get(span_id)) is not None and parent.has_usage:
+            parent.counts_usage = parent.has_usage = False
 
 
 def _complete_last_steps(tree: TraceTree) -> None:
@@ -153,12 +157,9 @@ def _complete_last_steps(tree: TraceTree) -> None:
         if agent is None or others or model.kind is Kind.AGENT or not isinstance(model, SpanState):
             continue
         usage, own = agent.normalized.usage, model.normalized.usage
-        if (
-            usage is not None
-            and own is not None
-            and all((a or 0) < (b or 0) for a, b in zip(own[:2], usage[:2], strict=True))
-        ):
+        if usage and own and all((a or 0) < (b or 0) for a, b in zip(own[:2], usage[:2], strict=True)):
             model.normalized = model.normalized._replace(usage=usage)
+            model.__dict__.pop("call", None)
 
 
 def rename_usage_keys(attributes: Mapping[str, Any]) -> dict[str, Any]:

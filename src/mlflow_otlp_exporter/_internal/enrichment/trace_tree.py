@@ -3,7 +3,10 @@
 A trace may be a chain of thousands of spans, so each step takes time in proportion to their number.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, compress, repeat
+from operator import attrgetter
 from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
@@ -24,6 +27,8 @@ CLIENT_SCOPES = frozenset({"com.anthropic.sdk.python"})
 TreeSpan: TypeAlias = SpanState | SpanSummary
 # Depth of a span, the span and its question or answer.
 _Text: TypeAlias = tuple[int, TreeSpan, str]
+_get_span_id, _wraps_calls = attrgetter("span_id"), attrgetter("normalized.wraps_calls")
+_is_local_root = attrgetter("is_local_root")
 _CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 # Kinds of roots that show values of spans below.
 _VALUE_KINDS = (None, Kind.AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
@@ -34,20 +39,17 @@ class TraceTree:
 
     def __init__(self, current: Sequence[SpanState], earlier: Iterable[SpanSummary]) -> None:
         self.current = {span.span_id: span for span in current}
-        self.spans: dict[int, TreeSpan] = {span.span_id: span for span in earlier}
-        self.spans.update(self.current)
-        self.root = next((span for span in self.spans.values() if span.parent_id is None), None)
-        self._children: dict[int, list[TreeSpan]] = {}
-        for span in self.spans.values():
-            if (parent := self.parent(span)) is not None:
-                self._children.setdefault(parent.span_id, []).append(span)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the root has arrived, and the parent of every span."""
-        return self.root is not None and all(
-            span.parent_id is None or span.parent_id in self.spans for span in self.spans.values()
-        )
+        self.spans: dict[int, TreeSpan] = {**{span.span_id: span for span in earlier}, **self.current}
+        spans = list(self.spans.values())
+        parent_ids = [span.parent_id for span in spans]
+        self.root = spans[parent_ids.index(None)] if None in parent_ids else None
+        # Whether the root has arrived, and the parent of every span.
+        self.is_complete = self.root is not None and self.spans.keys() >= {*parent_ids} - {None}
+        if not self.is_complete:
+            parent_ids = [parent.span_id if parent is not None else None for parent in map(self.parent, spans)]
+        self._children: dict[int | None, list[TreeSpan]] = defaultdict(list)  # those of None are the roots
+        for span, parent_id in zip(spans, parent_ids, strict=True):
+            self._children[parent_id].append(span)
 
     def parent(self, span: TreeSpan) -> TreeSpan | None:
         """The parent, or the root if the parent has not arrived: a span is below the root in any case."""
@@ -59,20 +61,23 @@ class TraceTree:
     @LazyAttribute
     def tools(self) -> ToolIndex:
         """The tool calls that models requested, and the tools that spans declare."""
-        spans = self.spans.values()
-        return ToolIndex(
-            (call for span in spans for call in span.tool_calls), (tool for span in spans for tool in span.tools or ())
-        )
+        calls = (call for span in self.spans.values() for call in span.tool_calls)
+        return ToolIndex(calls, (tool for span in self.with_tools for tool in span.tools or ()))
+
+    @LazyAttribute
+    def with_tools(self) -> list[TreeSpan]:
+        """The spans that declare tools."""
+        return [span for span in self.spans.values() if span.tools]
 
     @LazyAttribute
     def levels(self) -> list[list[TreeSpan]]:
         """All spans by their depth, roots first; without spans that are their own ancestors."""
-        return list(self._descend([span for span in self.spans.values() if self.parent(span) is None]))
+        return list(self._descend(self._children[None]))
 
     def _descend(self, level: list[TreeSpan]) -> Iterator[list[TreeSpan]]:
         while level:
             yield level
-            level = [child for span in level for child in self._children.get(span.span_id, ())]
+            level = [*chain.from_iterable(map(self._children.get, map(_get_span_id, level), repeat(())))]
 
     def levels_below(self, span: TreeSpan) -> Iterator[list[TreeSpan]]:
         """The spans below a span by their depth."""
@@ -80,7 +85,7 @@ class TraceTree:
 
     def with_descendants(self, span: TreeSpan) -> Iterator[TreeSpan]:
         """A local root and all spans below it, the nearest first."""
-        return (member for level in self._descend([span]) for member in level)
+        return chain.from_iterable(self._descend([span]))
 
     def nearest_above(self, is_match: Callable[[TreeSpan], bool]) -> dict[int, TreeSpan]:
         """By the id of a span, the nearest span above it that matches."""
@@ -92,11 +97,11 @@ class TraceTree:
                     nearest.update([(child.span_id, match) for child in children])
         return nearest
 
-    def ids_above(self, is_match: Callable[[TreeSpan], bool]) -> set[int]:
-        """The ids of spans that have a matching span below them."""
+    def ids_above(self, spans: Iterable[TreeSpan]) -> set[int]:
+        """The ids of the spans above spans."""
         ids: set[int] = set()
-        for span in self.spans.values():
-            parent = self.parent(span) if is_match(span) else None
+        for span in spans:
+            parent = self.parent(span)
             while parent is not None and parent.span_id not in ids:
                 ids.add(parent.span_id)
                 parent = self.parent(parent)
@@ -105,25 +110,26 @@ class TraceTree:
 
 def propagate(tree: TraceTree) -> None:
     """Fill in what spans can take from each other."""
+    tools = [span for span in tree.current.values() if span.kind is Kind.TOOL]
     if len(tree.spans) > 1:
         _mark_agents(tree)
-        _mark_tool_layers(tree)
-        _join_calls(tree)
-        _share_tools(tree)
-    for span in tree.current.values():
-        if span.parent_id in tree.spans:
-            span.is_local_root = False  # a request of this process to itself
+        _mark_tool_layers(tools, tree)
+        models = [span for span in tree.current.values() if span.kind in MODEL_KINDS]
+        _join_calls(models, tree)
+        _share_tools(models, tree)
+    for span in filter(_is_local_root, tree.current.values()):
+        span.is_local_root = span.parent_id not in tree.spans  # else a request of this process to itself
+    for span in tools:
         if span.kind is Kind.TOOL:
             _fill_arguments(span, tree)
     _fill_conversations(tree)
-    for span in tree.current.values():
-        if span.is_local_root:
-            collect_trace_fields(span, tree.with_descendants(span))
+    for span in filter(_is_local_root, tree.current.values()):
+        collect_trace_fields(span, tree.with_descendants(span))
 
 
-def _mark_tool_layers(tree: TraceTree) -> None:
+def _mark_tool_layers(tools: Iterable[TreeSpan], tree: TraceTree) -> None:
     """Leave one TOOL span of a tool call that several layers report, such as FastMCP's client and server."""
-    if not any(span.kind is Kind.TOOL and tree.children(span) for span in tree.spans.values()):
+    if not any(map(tree.children, tools)):
         return
     above = tree.nearest_above(lambda span: span.kind is Kind.TOOL)
     for span in (span for level in reversed(tree.levels) for span in level):  # content moves up layer by layer
@@ -141,22 +147,22 @@ def _mark_tool_layers(tree: TraceTree) -> None:
 
 
 def _mark_agents(tree: TraceTree) -> None:
-    callers = [span for span in tree.current.values() if span.normalized.wraps_calls]
+    spans = tree.current.values()
+    callers = [*compress(spans, map(_wraps_calls, spans))]
     if callers:
-        ids = tree.ids_above(lambda span: span.kind in MODEL_KINDS)
+        ids = tree.ids_above([span for span in tree.spans.values() if span.kind in MODEL_KINDS])
         for span in callers:
             if span.span_id in ids:
                 span.kind = Kind.AGENT
 
 
-def _join_calls(tree: TraceTree) -> None:
+def _join_calls(models: Sequence[SpanState], tree: TraceTree) -> None:
     """Give model spans what stands above them: the messages of a span around this one call, the model."""
     sources: dict[int, TreeSpan] | None = None
-    for span in tree.current.values():
-        if span.kind not in MODEL_KINDS:
-            continue
-        normalized, above = span.normalized, tree.current.get(span.parent_id or 0)
-        if above is not None and not normalized.input_messages and _is_same_call(span, above, tree):
+    for span in models:
+        normalized = span.normalized
+        above = tree.current.get(span.parent_id or 0) if not normalized.input_messages else None
+        if above is not None and _is_same_call(span, above, tree):
             own, other = normalized.output_messages or (), above.normalized.output_messages or ()
             is_own = has_content(own) and (span.tool_calls or not above.tool_calls)
             outputs = own if is_own or not has_content(other) else other
@@ -164,7 +170,7 @@ def _join_calls(tree: TraceTree) -> None:
                 input_messages=above.normalized.input_messages,
                 output_messages=outputs if has_content(outputs) else None,
             )
-        if not normalized.request_model and not normalized.response_model:
+        if not normalized.response_model and not normalized.request_model:
             if sources is None:
                 sources = tree.nearest_above(lambda span: span.normalized.request_model is not None)
             if (source := sources.get(span.span_id)) is not None:
@@ -179,15 +185,15 @@ def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:
     return [child for child in tree.children(above) if child.kind in MODEL_KINDS] == [span]
 
 
-def _share_tools(tree: TraceTree) -> None:
+def _share_tools(models: Iterable[SpanState], tree: TraceTree) -> None:
     """Give model spans without tools those of their agent, or of the tool spans whose nearest agent is the same."""
-    models = [span for span in tree.current.values() if span.kind in MODEL_KINDS and not span.normalized.tools]
-    if not models or not any(span.tools for span in tree.spans.values()):
+    models = [span for span in models if not span.normalized.tools]
+    if not models or not tree.with_tools:
         return
     agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
     tools_by_agent: dict[int, dict[str, ToolDefinition]] = {}
     all_tools: dict[str, ToolDefinition] = {}
-    for span in tree.spans.values():
+    for span in tree.with_tools:
         if span.kind is Kind.TOOL and span.tools:
             tools = {tool.name: tool for tool in span.tools}
             all_tools.update(tools)
@@ -221,7 +227,8 @@ def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
 
 def _fill_conversations(tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
-    incomplete = {span.span_id for span in tree.current.values() if _takes_conversation(span, tree)}
+    spans = [span for span in tree.current.values() if span.is_local_root or span.kind is Kind.AGENT]
+    incomplete = {span.span_id for span in spans if _takes_conversation(span, tree)}
     if not incomplete:
         return
     questions: dict[int, _Text] = {}  # by the id of the span above

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -21,7 +22,11 @@ _encode_json = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 def parse_kind(name: Any, kinds: Mapping[str, Kind]) -> Kind | None:
     """The kind for a name that a convention writes; LiteLLM writes that of a function, such as `acompletion`."""
-    word = (name if name in kinds else name.strip().lower().replace(" ", "_")) if isinstance(name, str) else ""
+    if not isinstance(name, str):
+        return None
+    if (kind := kinds.get(name)) is not None:
+        return kind
+    word = name.strip().lower().replace(" ", "_")
     return kinds.get(word) or kinds.get(word.removeprefix("a"))
 
 
@@ -46,10 +51,8 @@ def parse_repr(value: Any) -> Any:
     if not isinstance(value, str) or value[:1] not in ("{", "[", "'", '"') or len(value) > _MAX_REPR_LENGTH:
         return None
     if "\\" not in re.sub(_ESCAPE, "", value):  # Python would warn of an invalid escape
-        try:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             return ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            return None
     return None
 
 
