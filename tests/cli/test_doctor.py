@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import time
@@ -29,7 +30,7 @@ from mlflow_otlp_exporter._internal.config.credentials import read_token_expiry
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from support.certificates import Authority, TlsServer, self_signed
-from support.environments import MLFLOW_VERSIONS, mlflow_python
+from support.environments import MLFLOW_VERSIONS, ROOT, mlflow_python
 from support.markers import SECRET, has_marker
 from support.mlflow_server import MLflowServer
 from support.scripted_server import ACCEPTED, TRACES_PATH, Answer, RecordedRequest, ScriptedServer
@@ -702,7 +703,8 @@ def test_doctor_prints_server_message_cause_and_fix(world: World, capsys: pytest
     failed = next(number for number, line in enumerate(lines) if line.startswith("FAILED"))
     assert lines[failed].endswith("[MLO-409]")
     assert [line.split(":")[0].strip() for line in lines[failed + 1 : failed + 4]] == ["server says", "cause", "fix"]
-    assert lines[-1].startswith("It does not work: experiment.")
+    (site,) = re.findall(r'^Documentation = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert lines[-1] == f"It does not work: experiment. {site}troubleshooting/ explains the codes."
 
 
 def test_doctor_arguments_override_the_environment(world: World, capsys: pytest.CaptureFixture[str]) -> None:

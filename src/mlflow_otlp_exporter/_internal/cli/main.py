@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_otlp_exporter._internal.cli import spool
-from mlflow_otlp_exporter._internal.cli.output import paint, replace_unencodable
+from mlflow_otlp_exporter._internal.cli.output import page_url, paint, replace_unencodable
 from mlflow_otlp_exporter._internal.cli.run import run
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
@@ -103,11 +103,11 @@ def _run_doctor(options: argparse.Namespace) -> int:
     elif failed_steps:
         if skipped_steps:
             print(paint(f"{'skipped':13}  {', '.join(skipped_steps)}", "dim"))
-        print(f"\nIt does not work: {', '.join(failed_steps)}. See docs/troubleshooting.md for the codes.")
+        print(f"\nIt does not work: {', '.join(failed_steps)}. {page_url('troubleshooting')} explains the codes.")
     elif any(result.step == "read back" and result.status is not CheckStatus.OK for result in results):
         print("\nThe endpoint takes traces. Whether they reach MLflow is unknown: see `read back` above.")
     else:
-        print("\nIt works. If traces are missing, see the symptoms in docs/troubleshooting.md.")
+        print(f"\nIt works. If traces are missing, see the symptoms at {page_url('troubleshooting')}")
     if has_crashed:
         return 2
     return 1 if failed_steps else 0

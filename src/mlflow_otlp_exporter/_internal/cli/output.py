@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import sys
@@ -47,3 +48,9 @@ def replace_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def page_url(name: str) -> str:
+    """Return the address of a page of the documentation, on the site that pyproject.toml names."""
+    pairs = importlib.metadata.metadata("mlflow-otlp-exporter").get_all("Project-URL", [])
+    return f"{dict(pair.split(', ') for pair in pairs)['Documentation']}{name}/"

@@ -13,6 +13,7 @@ from opentelemetry.sdk.resources import Resource
 
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans
+from mlflow_otlp_exporter._internal.cli.output import page_url
 from mlflow_otlp_exporter._internal.cli.spool import find_queued_elsewhere
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, pluralize
@@ -54,7 +55,7 @@ def _check_settings(settings: Settings) -> CheckResult:
     if unknown:
         cause = f"Unknown variables are ignored: {', '.join(name for name, _ in unknown)}."
         replacements = ", ".join(f"{suggestion} instead of {name}" for name, suggestion in unknown if suggestion)
-        fix = f"Set {replacements}." if replacements else "Unset it; docs/configuration.md lists all variables."
+        fix = f"Set {replacements}." if replacements else f"Unset it; {page_url('configuration')} lists all variables."
         code = MessageCode.INVALID_SETTING
         return CheckResult("settings", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
     ignored = settings.traces.ignored_variables
