@@ -82,6 +82,17 @@ def test_import_loads_no_mlflow_and_no_instrumentation() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_import_loads_nothing_that_only_configure_and_constructors_need() -> None:
+    code = (
+        "import sys, mlflow_otlp_exporter\n"
+        "names = [name.split('.') for name in sys.modules if name.startswith('mlflow_otlp_exporter._internal.')]\n"
+        "print(sorted({name[2] for name in names}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = ["common", "delivery", "model", "processing", "setup", "tracing", "version"]
+    assert done.stdout.strip() == str(packages)
+
+
 # Release
 
 

@@ -17,13 +17,11 @@ from mlflow_otlp_exporter._internal.common.problem_log import log_exception, plu
 from mlflow_otlp_exporter._internal.common.process_end import shut_down_at_signal
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.suppression import suppress_header_warnings, suppress_instrumentation
-from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.config.resolver import resolve
-from mlflow_otlp_exporter._internal.config.schema import select_settings
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
+    from mlflow_otlp_exporter._internal.config.models import Settings
     from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
     from mlflow_otlp_exporter._internal.transport.client import Session
 
@@ -118,16 +116,18 @@ class MLflowSpanExporter(OTLPSpanExporter):
         durability: str | None = None,
         mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     ) -> None:
+        # Imported here, as everything that only applications need which create an exporter.
+        from mlflow_otlp_exporter._internal.config.resolver import resolve
+        from mlflow_otlp_exporter._internal.config.schema import select_settings
+
         settings = resolve(select_settings(locals()), defaults=self._defaults)
         self._assemble(settings, session, meter_provider)
         if settings.disk.spool and settings.disk.handle_sigterm:
             shut_down_at_signal(self)
 
     def _assemble(
-        self, settings: Settings, session: "Session | None" = None, meter_provider: "MeterProvider | None" = None
+        self, settings: "Settings", session: "Session | None" = None, meter_provider: "MeterProvider | None" = None
     ) -> None:
-        # Imported here: these modules are most of the import time, which applications that only import, or that are
-        # switched off, should not pay.
         from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
         from mlflow_otlp_exporter._internal.transport.client import Session
 

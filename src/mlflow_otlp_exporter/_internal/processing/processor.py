@@ -9,15 +9,13 @@ from opentelemetry.trace import SpanContext
 
 from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
-from mlflow_otlp_exporter._internal.config.models import AppSettings, BufferSettings
-from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
-from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.model.spans import IS_REMOTE, TRACE_FLAGS, TRACE_ID
 from mlflow_otlp_exporter._internal.tracing.context import apply_context
 from mlflow_otlp_exporter._internal.tracing.routing import on_root_end
 
 if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.config.models import AppSettings
     from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 
 _SAMPLED = 1
@@ -72,15 +70,17 @@ class MLflowSpanProcessor(SpanProcessor):
         noise: str | Sequence[str] | None = None,
         baggage: str | Sequence[str] | None = None,
     ) -> None:
+        from mlflow_otlp_exporter._internal.config.models import AppSettings, BufferSettings
+        from mlflow_otlp_exporter._internal.config.schema import select_settings
+
         self._buffer_arguments = select_settings(locals(), BufferSettings)
         self._app_arguments = select_settings(locals(), AppSettings)
-        self._bound, self._sends_all = _TRACE_ID_RANGE, True
-        self._baggage_keys: tuple[str, ...] = ()
-        self._exporter = exporter
         self._worker: TraceWorker | None = None
         self._attach(exporter, None)
 
-    def _attach(self, exporter: MLflowSpanExporter, app: AppSettings | None) -> "TraceWorker | None":
+    def _attach(self, exporter: MLflowSpanExporter, app: "AppSettings | None") -> "TraceWorker | None":
+        from mlflow_otlp_exporter._internal.config.resolver import resolve_app, resolve_buffer
+
         settings = resolve_app(self._app_arguments) if app is None else app
         buffer = resolve_buffer(self._buffer_arguments)
         pipeline, worker = pipeline_of(exporter), None
@@ -148,7 +148,7 @@ class MLflowSpanProcessor(SpanProcessor):
 
 
 def attach_exporter(
-    processor: MLflowSpanProcessor, exporter: MLflowSpanExporter, app: AppSettings | None = None
+    processor: MLflowSpanProcessor, exporter: MLflowSpanExporter, app: "AppSettings | None" = None
 ) -> "TraceWorker | None":
     """Let a processor, which no provider can remove, send to this exporter from now on; return its worker, if any."""
     return processor._attach(exporter, app)  # noqa: SLF001 - no public method, for set-up only

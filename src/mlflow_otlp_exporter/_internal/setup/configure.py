@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,13 +20,8 @@ from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
 from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler
 from mlflow_otlp_exporter._internal.common.types import Durability, MaskName, NoiseFilter
-from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
-from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
-from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
-from mlflow_otlp_exporter._internal.config.schema import select_settings
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
-from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
 from mlflow_otlp_exporter._internal.setup.process_exit import MultiprocessingExitHook
 from mlflow_otlp_exporter._internal.setup.telemetry import (
     FLUSH_TIMEOUT_SECONDS,
@@ -43,6 +38,9 @@ from mlflow_otlp_exporter._internal.setup.tracer_provider import (
     watch_sampler,
 )
 from mlflow_otlp_exporter._internal.tracing.spans import use_provider
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.config.models import AppSettings, Settings
 
 DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spool": True, "handle_sigterm": True}
 
@@ -135,6 +133,11 @@ def configure(
     Raises:
         ConfigurationError: An argument, an environment variable or a file is invalid. Nothing was changed.
     """
+    # Imported here, as everything that only applications need which call this function.
+    from mlflow_otlp_exporter._internal.config.models import AppSettings
+    from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
+    from mlflow_otlp_exporter._internal.config.schema import select_settings
+
     arguments, app_arguments = select_settings(locals()), select_settings(locals(), AppSettings)
     conflicts = sorted(name for name in arguments.keys() - app_arguments.keys() if arguments[name] is not None)
     if exporter is not None and conflicts:
@@ -172,6 +175,8 @@ def configure(
                 from mlflow_otlp_exporter._internal.setup.first_run import announce
 
                 announce(pipeline, app)
+            from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
+
             disable_auto_exporters(telemetry.tracer_provider)
             _instrument(telemetry.tracer_provider, app)
             _exit_hook.install()
@@ -244,7 +249,7 @@ def _end_at_signal(timeout: float) -> None:
     _end(timeout)
 
 
-def _create_exporter(settings: Settings) -> MLflowSpanExporter:
+def _create_exporter(settings: "Settings") -> MLflowSpanExporter:
     # Without the constructor, which would resolve the settings again. Without a pipeline, every method does nothing.
     exporter = MLflowSpanExporter.__new__(MLflowSpanExporter)
     if settings.app.enabled:
@@ -252,7 +257,7 @@ def _create_exporter(settings: Settings) -> MLflowSpanExporter:
     return exporter
 
 
-def _create_telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: AppSettings) -> Telemetry:
+def _create_telemetry(provider: TracerProvider, exporter: MLflowSpanExporter, app: "AppSettings") -> Telemetry:
     # A provider cannot remove a processor: its one processor of this library gets the new exporter.
     processor = _processors.get(provider)
     if processor is not None:
@@ -271,8 +276,10 @@ def _create_disabled_telemetry(provider: object, exporter: MLflowSpanExporter) -
 
 
 def _log_summary(
-    settings: Settings | None, disabling_arguments: Mapping[str, Any] | None, provider: object, origin: str
+    settings: "Settings | None", disabling_arguments: Mapping[str, Any] | None, provider: object, origin: str
 ) -> None:
+    from mlflow_otlp_exporter._internal.config.describe import describe_unknown_variables, summarize_settings
+
     if disabling_arguments is not None:
         log_disabled(disabling_arguments)
         return
@@ -285,7 +292,7 @@ def _log_summary(
             logger.warning("%s [%s]", line, MessageCode.INVALID_SETTING)
 
 
-def _instrument(provider: TracerProvider, app: AppSettings) -> None:
+def _instrument(provider: TracerProvider, app: "AppSettings") -> None:
     if app.auto_instrument is False:
         return
     # Imported here, because importlib.metadata takes time, and only applications that call configure() need it.

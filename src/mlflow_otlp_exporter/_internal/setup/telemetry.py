@@ -15,7 +15,6 @@ from mlflow_otlp_exporter._internal.common.problem_log import logger
 from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.types import SourceType
-from mlflow_otlp_exporter._internal.config.describe import describe_target
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, detach_worker
 from mlflow_otlp_exporter._internal.setup.tracer_provider import CallerSampler, describe_sampler
@@ -116,6 +115,8 @@ class Telemetry:
 
     @property
     def _target(self) -> str:
+        from mlflow_otlp_exporter._internal.config.describe import describe_target
+
         return "nowhere (disabled)" if self._pipeline is None else describe_target(self._pipeline.settings)
 
     def _reset_after_fork(self) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,8 +20,9 @@ from opentelemetry.util.types import Attributes
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError, must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
-from mlflow_otlp_exporter._internal.config.models import AppSettings
-from mlflow_otlp_exporter._internal.config.resolver import find_enabled_source
+
+if TYPE_CHECKING:
+    from mlflow_otlp_exporter._internal.config.models import AppSettings
 
 # OpenTelemetry's default is 128, and a span drops its first attributes first: a conversation of 30 messages loses the
 # kind of its span.
@@ -85,6 +86,8 @@ def unwrap_provider(provider: object) -> object:
 
 def log_disabled(arguments: Mapping[str, Any]) -> None:
     """Log which setting disables the export; `arguments` are those of the application."""
+    from mlflow_otlp_exporter._internal.config.resolver import find_enabled_source
+
     source = find_enabled_source(arguments)
     logger.info("Export to MLflow is disabled by %s. [%s]", source, MessageCode.EXPORT_DISABLED)
 
