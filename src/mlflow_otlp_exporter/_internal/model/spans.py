@@ -6,7 +6,7 @@ containers, which a copy does not have.
 
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -23,6 +23,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import SESSION_ID, TR
 TRACE_ID, SPAN_ID, IS_REMOTE, TRACE_FLAGS, TRACE_STATE = range(5)
 # Measured with tracemalloc: a span without attributes takes 2.8 kB in memory, an attribute 100 bytes plus its text.
 _SPAN_BYTES, _VALUE_BYTES = 2800, 100
+_SIZED_TYPES = frozenset({bytes, tuple, list, dict})
 _SESSION_KEYS = frozenset({SESSION_ID, TRACE_SESSION, "gen_ai.conversation.id"})
 # What JSON escapes, the backslash first: the other escapes contain it.
 _ESCAPES = {code: (bytes((code,)), json.dumps(chr(code))[1:-1].encode()) for code in (*b'\\"', *range(32))}
@@ -240,6 +241,8 @@ _get_body, _get_attachments = operator.attrgetter("body"), operator.attrgetter("
 
 
 def varint(number: int) -> bytes:
+    if 127 < number < 16_384:  # most lengths, in half the time
+        return bytes((number & 127 | 128, number >> 7))
     pieces = bytearray()
     while number > 127:  # seven bits a byte
         pieces.append(number & 127 | 128)
@@ -298,19 +301,15 @@ def estimate_bytes(span: ReadableSpan) -> int:
     return size + (_SPAN_BYTES // 4) * len(span.links)
 
 
-def _estimate_values(values: Iterable[Any]) -> int:
-    # Nearly all values are texts.
-    sizes = [len(value) if value.__class__ is str else _estimate_value(value) for value in values]
-    return _VALUE_BYTES * len(sizes) + sum(sizes)
-
-
-def _estimate_value(value: Any) -> int:
-    kind = value.__class__
-    if kind is bytes:
-        return len(value)
-    if kind is tuple or kind is list:
-        return _estimate_values(value)
-    return _estimate_values(value.values()) if kind is dict else 0
+def _estimate_values(values: Collection[Any]) -> int:
+    size = _VALUE_BYTES * len(values)
+    for value in values:
+        kind = value.__class__
+        if kind is str:
+            size += len(value)
+        elif kind in _SIZED_TYPES:
+            size += len(value) if kind is bytes else _estimate_values(value.values() if kind is dict else value)
+    return size
 
 
 def encode_request(spans: Sequence[EncodedSpan]) -> bytes:
