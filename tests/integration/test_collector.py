@@ -1,11 +1,13 @@
 """Traces through OpenTelemetry's Collector, with the shipped configurations, to a real MLflow."""
 
 import shutil
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -14,7 +16,9 @@ from opentelemetry.trace import StatusCode
 
 from mlflow_otlp_exporter import MLflowSpanExporter, MLflowSpanProcessor, configure
 from mlflow_otlp_exporter._internal.cli.main import COLLECTOR_CONFIGS
+from support.certificates import Authority
 from support.collector import Collector
+from support.environments import ROOT
 from support.grpc_client import send_span_over_grpc
 from support.kubernetes import rotate, service_account
 from support.markers import SECRET
@@ -122,6 +126,36 @@ def test_shipped_configuration_delivers_each_span_once_to_its_destination(
         request_counts = range(len(tenants), 2 * len(tenants) + 1)
         wait_until(lambda: nginx.counts()[200] in request_counts, what="all answers in the access log")
         assert set(nginx.counts()) == {200}
+
+
+def test_tls_of_the_example_protects_both_receivers(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    certificate = authority.certificate("collector")
+    text = (ROOT / "examples" / "collector" / "tls.yaml").read_text()
+    for path, file in (("tls.crt", certificate.file), ("tls.key", certificate.key), ("ca.crt", authority.file)):
+        text = text.replace(f"/etc/otelcol/tls/{path}", str(file))
+    with ScriptedServer() as mlflow:
+        mlflow.answer(then=ACCEPTED)
+        variables = collector_variables(mlflow.url, "1")
+        with Collector(tmp_path / "collector", "fixed-no-auth", variables, yaml.safe_load(text)) as collector:
+            address = collector.http.replace("http:", "https:")
+            send_trace(address, "over TLS", experiment_id="1", certificate_file=str(authority.file))
+            names = {span.name for request in mlflow.wait_for(1) for span in request.spans()}
+            assert "over TLS" in names
+            for url in (collector.http, collector.grpc):
+                port = int(url.rpartition(":")[2])
+                assert ssl.get_server_certificate(("127.0.0.1", port), ca_certs=str(authority.file))
+        # With the comments, clients need a certificate of their own.
+        mutual = yaml.safe_load(text.replace("# client_ca_file", "client_ca_file"))
+        protocols = mutual["receivers"]["otlp"]["protocols"].values()
+        assert [protocol["tls"]["client_ca_file"] for protocol in protocols] == [str(authority.file)] * 2
+        with Collector(tmp_path / "mutual", "fixed-no-auth", variables, mutual) as collector:
+            address = collector.http.replace("http:", "https:")
+            exporter = MLflowSpanExporter(
+                f"{address}/v1/traces", certificate_file=str(authority.file), experiment_id="1", timeout=2
+            )
+            assert exporter.export(make_spans("without a certificate")) is SpanExportResult.FAILURE
+            exporter.shutdown()
 
 
 @pytest.mark.needs("nginx")

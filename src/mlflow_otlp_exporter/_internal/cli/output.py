@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import sys
@@ -52,5 +51,7 @@ def replace_unencodable() -> None:
 
 def page_url(name: str) -> str:
     """Return the address of a page of the documentation, on the site that pyproject.toml names."""
+    import importlib.metadata  # 10 ms, for this line of the doctor only
+
     pairs = importlib.metadata.metadata("mlflow-otlp-exporter").get_all("Project-URL", [])
     return f"{dict(pair.split(', ') for pair in pairs)['Documentation']}{name}/"
