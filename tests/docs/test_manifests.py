@@ -11,6 +11,8 @@ from mlflow_otlp_exporter._internal.cli.main import read_collector_config
 from mlflow_otlp_exporter._internal.config.models import GatewaySettings
 from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.schema import SETTINGS, fields_of
+from mlflow_otlp_exporter._internal.gateway.tokens import TokenFile
+from mlflow_otlp_exporter._internal.model.destination import Destination
 from support.collector import REFERENCE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kubernetes"
@@ -214,6 +216,31 @@ def test_agent_manifest_variables_resolve_to_settings(tmp_path: Path) -> None:
     assert settings.namespace == "team-a"
     assert settings.experiment == "support-agent"
     assert settings.disk.spool_dir == container["volumeMounts"][0]["mountPath"]
+
+
+def test_manifest_of_agent_with_gateway_fits_the_gateway(tmp_path: Path) -> None:
+    secret, deployment = (find_document(kind, "agent-gateway.yaml") for kind in ("Secret", "Deployment"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert container["envFrom"] == [{"secretRef": {"name": secret["metadata"]["name"]}}]
+    variables = {variable["name"]: variable.get("value", "team-a") for variable in container["env"]}
+    settings = resolve({}, environment={**secret["stringData"], **variables, "HOME": str(tmp_path)})
+    collector = load_gateway("collector-deployment.yaml")["Service"]
+    port = next(port["port"] for port in collector["spec"]["ports"] if port["name"] == "otlp-http")
+    host = f"{collector['metadata']['name']}.{collector['metadata']['namespace']}.svc"
+    assert settings.traces.url == f"http://{host}:{port}/v1/traces"
+    # The token of the secret may write to the destination of the agent.
+    gateway = load_gateway("gateway.yaml")
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(gateway["Secret"]["stringData"]["tokens.json"])
+    is_allowed = TokenFile(tokens).authenticate(settings.traces.headers["authorization"])
+    assert is_allowed(Destination(settings.workspace, settings.experiment))
+    assert settings.experiment == "support-agent"
+    assert settings.disk.spool
+    assert settings.disk.spool_dir == container["volumeMounts"][0]["mountPath"]
+    assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
+    assert gateway["Service"]["metadata"]["name"] in (EXAMPLES / "agent-gateway.yaml").read_text()
 
 
 def test_collector_manifests_references_match() -> None:
