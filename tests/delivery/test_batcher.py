@@ -85,8 +85,8 @@ def test_iter_chunks_returns_whole_traces_of_minimal_size(counts: list[int]) -> 
         assert len(spans) == len(expected) - len(popped)  # popped spans are removed from the list
         traces = [span.context.trace_id for span in chunk]
         assert not spans or spans[0].context.trace_id != traces[-1]
-        assert len(chunk) - traces.count(traces[-1]) < 64
-        assert len(chunk) >= 64 or not spans
+        assert len(chunk) - traces.count(traces[-1]) < 32
+        assert len(chunk) >= 32 or not spans
     assert popped == expected
 
 

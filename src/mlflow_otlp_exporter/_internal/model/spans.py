@@ -70,27 +70,20 @@ class SpanData(ReadableSpan):
         return cast("SpanContext | None", self.context)
 
 
+_get_core = operator.attrgetter("name", "context", "parent", "kind", "status", "start_time", "end_time")
+_get_contents = operator.attrgetter("resource", "instrumentation_scope", "attributes", "events", "links")
+_get_dropped = operator.attrgetter("dropped_attributes", "dropped_events", "dropped_links")
+
+
 class SpanCopy(SpanData):
-    """A copy of an ended span with other values; statements for each attribute take half the time of a dictionary."""
+    """A copy of an ended span with other values; assigning each attribute takes half the time of a dictionary."""
 
     def __init__(self, span: ReadableSpan, **changes: Any) -> None:
-        attributes: Any = span.attributes
-        self.name = span.name
-        self.context = span.context
-        self.parent = span.parent
-        self.resource = span.resource
+        self.name, self.context, self.parent, self.kind, self.status, self.start_time, self.end_time = _get_core(span)
+        self.resource, self.instrumentation_scope, attributes, self.events, self.links = _get_contents(span)
+        self.dropped_attributes, self.dropped_events, self.dropped_links = _get_dropped(span)
         # Iterating over the SDK's own mapping takes ten times as long.
         self.attributes = attributes.copy() if hasattr(attributes, "copy") else attributes or {}
-        self.events = span.events
-        self.links = span.links
-        self.kind = span.kind
-        self.status = span.status
-        self.start_time = span.start_time
-        self.end_time = span.end_time
-        self.instrumentation_scope = span.instrumentation_scope
-        self.dropped_attributes = span.dropped_attributes
-        self.dropped_events = span.dropped_events
-        self.dropped_links = span.dropped_links
         if changes:
             self.__dict__.update(changes)
 

@@ -228,8 +228,7 @@ class TraceWorker:
 
     def _apply_events(self, now: float) -> None:
         end_count = len(self._ends)  # before the starts are copied, which then include those of these spans
-        if starts := list(self._starts):
-            # Before they leave the queue: a signal handler looks for open spans in both.
+        if starts := list(self._starts):  # a copy, because a signal handler looks for open spans in both lists
             self._open_spans += map(weakref.ref, starts)
             if len(self._open_spans) > self._max_references:
                 self._remove_ended_spans()
@@ -237,6 +236,7 @@ class TraceWorker:
                 self._starts.popleft()
             for trace_id, count in Counter([span.context[TRACE_ID] for span in starts]).items():
                 self._buffer.record_starts(trace_id, count)
+            del starts  # frees most of these spans before others are copied
         for _ in range(end_count):
             try:
                 self._buffer.add(SpanCopy(self._ends.popleft()), now)
