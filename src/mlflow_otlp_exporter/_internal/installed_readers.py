@@ -4,6 +4,7 @@ A broken package costs only what its own reader would have added: errors and mal
 once, and a reader that fails or is slow ten times in a row is not called again.
 """
 
+import functools
 import time
 import types
 import typing
@@ -144,16 +145,14 @@ def read_span(reader: Reader, span: SpanView) -> NormalizedSpan | None:
     if normalized is not None and not isinstance(normalized, NormalizedSpan):
         raise MalformedResultError(f"it returned {type(normalized).__name__}, not NormalizedSpan")
     for field, value in zip(NormalizedSpan._fields, normalized or (), strict=False):
-        if value is not None and not _has_type(value, _FIELD_TYPES[field]):
+        if value is not None and not _has_type(value, _field_types(NormalizedSpan)[field]):
             raise MalformedResultError(f"it returned {field} of a wrong type")
     return normalized
 
 
+@functools.cache
 def _field_types(model: type) -> Mapping[str, Any]:
     return typing.get_type_hints(model)
-
-
-_FIELD_TYPES = _field_types(NormalizedSpan)
 
 
 def _has_type(value: Any, expected: Any) -> bool:

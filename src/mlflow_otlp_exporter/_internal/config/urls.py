@@ -96,7 +96,7 @@ def _databricks_error() -> InvalidAddressError:
 def _reject_rest_path(url: str, expected: str) -> None:
     """Reject the URL of a REST call, which users copy from a command with curl."""
     parts = urlsplit(url)
-    match = re.search(_REST_PATH, parts.path)
+    match = re.search(_REST_PATH, parts.path) if parts.path else None
     if match and not parts.path.endswith(TRACES_PATH):  # Databricks has its OTLP below /api/2.0/otel
         server = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path[: match.start()], "", ""))
         raise InvalidAddressError(f"expected {expected}, not that of a REST call: {server}", MessageCode.REST_PATH)
@@ -143,7 +143,7 @@ def _is_path(text: str) -> bool:
 def parse_console_url(value: Any) -> dict[str, str]:
     """Read experiment and workspace from a URL such as `http://host:5000/#/experiments/1/traces`."""
     path, _, query = urlsplit(str(value).strip()).fragment.partition("?")
-    match = re.match(_CONSOLE, path)
+    match = re.match(_CONSOLE, path) if path else None
     if match is None:
         return {}
     workspace = match["workspace"] or parse_qs(query).get("workspace", [""])[0]

@@ -12,7 +12,7 @@ _MAX_REPETITIONS = 2**31
 # Shorter text of base64 characters without a data URL around it may be a word.
 _MIN_BARE_LENGTH = 1000
 _BARE = r"[A-Za-z0-9+/_-]{1000,}={0,2}"
-_CHARACTER_CLASSES = (re.compile("[a-z]"), re.compile("[A-Z]"), re.compile("[0-9]"))
+_CHARACTER_CLASSES = ("[a-z]", "[A-Z]", "[0-9]")
 # Types of parts in the GenAI conventions, whose text is in `content`.
 _GENAI_TYPES = frozenset({"blob", "uri", "file"})
 _RESPONSES_TYPES = frozenset({"input_image", "input_audio", "input_file"})
@@ -33,7 +33,7 @@ def compile_data_url(min_length: int) -> re.Pattern[str]:
 def is_bare_base64(text: str) -> bool:
     """Whether a text consists of base64 only, judged by its characters."""
     return len(text) > _MIN_BARE_LENGTH and bool(
-        re.fullmatch(_BARE, text) and all(pattern.search(text[:_MIN_BARE_LENGTH]) for pattern in _CHARACTER_CLASSES)
+        re.fullmatch(_BARE, text) and all(re.search(pattern, text[:_MIN_BARE_LENGTH]) for pattern in _CHARACTER_CLASSES)
     )
 
 
@@ -69,7 +69,6 @@ class InlineDataReplacer:
 
     def __init__(self, max_length: int) -> None:
         self.max_length = min(max_length, _MAX_REPETITIONS)
-        self._data_url = compile_data_url(self.max_length + 1)
 
     def has_long_value(self, value: Any) -> bool:
         """Whether a value is, or holds, a text or bytes over the limit; fast, without a look at the characters."""
@@ -118,7 +117,8 @@ class InlineDataReplacer:
 
     def visit_text(self, value: str, key: str) -> str:
         """Replace data URLs anywhere in a text, and a text that consists of base64 only."""
-        replaced = self._data_url.sub(lambda match: format_marker(match[1], len(match[3])), value)
+        data_url = compile_data_url(self.max_length + 1)  # here, because few applications have such texts
+        replaced = data_url.sub(lambda match: format_marker(match[1], len(match[3])), value)
         if len(replaced) > self.max_length and is_bare_base64(replaced):
             return format_marker("", len(replaced))
         return replaced if replaced != value else value

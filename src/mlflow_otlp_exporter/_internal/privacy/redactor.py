@@ -4,9 +4,8 @@
 """
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
@@ -175,9 +174,9 @@ def make_resource_filter(patterns: Sequence[str]) -> Callable[[Mapping[str, Any]
     """
     if not patterns:
         return None
-    dropped_keys = re.compile("|".join(translate(pattern) for pattern in patterns))
     return lambda attributes: {
         key: value
         for key, value in attributes.items()
-        if not dropped_keys.match(key) and not (key == "service.name" and str(value).startswith(_DEFAULT_SERVICE_NAME))
+        if not any(fnmatchcase(key, pattern) for pattern in patterns)
+        and not (key == "service.name" and str(value).startswith(_DEFAULT_SERVICE_NAME))
     }
