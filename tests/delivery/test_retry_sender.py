@@ -71,7 +71,7 @@ class FakeMLflow:
         assert (request.method, request.path) == ("POST", "")
         spans = [
             span
-            for resource in ExportTraceServiceRequest.FromString(request.body).resource_spans
+            for resource in ExportTraceServiceRequest.FromString(bytes(request.body)).resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]

@@ -22,7 +22,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from mlflow_otlp_exporter._internal.encoding.sanitizer import REPAIRED_ATTRIBUTE, mark_nested_texts
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
-from mlflow_otlp_exporter._internal.model.spans import Utf8Text, encode_request
+from mlflow_otlp_exporter._internal.model.spans import LARGE_TEXT_BYTES, LargeBody, Utf8Text, encode_request
 from support.spans import make_spans
 
 TRACE_IDS, SPAN_IDS = st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)
@@ -314,10 +314,11 @@ def test_encode_deeply_nested_json_marks_it_as_text(text: str) -> None:
     span, encoder = make_spans("a")[0], SpanEncoder()
     marked = mark_nested_texts({"a": 1, "key": text, "b": 2})
     assert marked is not None
-    expected = encoder.encode(span, marked)
-    assert encoder.encode(span, {"a": 1, "key": text, "b": 2}) == expected
-    assert encoder.encode(span, {"a": 1, "key": Utf8Text(text.encode()), "b": 2}) == expected
-    attributes = get_single_span(ExportTraceServiceRequest.FromString(encode_request([expected]))).attributes
+    expected = encode_request([encoder.encode(span, marked)])
+    assert encode_request([encoder.encode(span, {"a": 1, "key": text, "b": 2})]) == expected
+    encoded_text = Utf8Text(text.encode())
+    assert encode_request([encoder.encode(span, {"a": 1, "key": encoded_text, "b": 2})]) == expected
+    attributes = get_single_span(ExportTraceServiceRequest.FromString(expected)).attributes
     assert [attribute.key for attribute in attributes] == ["a", "key", "b", REPAIRED_ATTRIBUTE]
     assert attributes[1].value.string_value == "\u200b" + text
 
@@ -391,7 +392,20 @@ def test_encode_in_threads_is_unchanged() -> None:
     assert not wrong
 
 
-def test_value_of_10_mb_takes_twice_its_encoded_size() -> None:
+def test_encode_large_texts_equals_upstream() -> None:
+    text = "é" * LARGE_TEXT_BYTES
+    span = ReadableSpan(
+        "span",
+        SpanContext(1, 1, False),
+        resource=Resource({}),
+        attributes={"a": 1, "large": text, "b": text, "c": "x"},
+        events=[Event("event", {"large": text}, 1)],
+    )
+    assert isinstance(SpanEncoder().encode(span).body, LargeBody)
+    assert encode_with_ours([span]) == encode_spans([span])
+
+
+def test_value_of_10_mb_takes_its_encoded_size() -> None:
     span = ReadableSpan("span", SpanContext(1, 1, False), attributes={"input.value": "x" * 10_000_000})
     tracemalloc.start()
     try:
@@ -399,4 +413,4 @@ def test_value_of_10_mb_takes_twice_its_encoded_size() -> None:
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak_bytes < 2.2 * len(body)
+    assert peak_bytes < 1.1 * len(body)

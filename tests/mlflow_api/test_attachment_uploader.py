@@ -66,9 +66,10 @@ class FakeMLflow:
             assert request.max_response_bytes > MAX_RESPONSE_BYTES
             return self.location
         assert (request.method, request.headers["content-type"]) == ("PUT", "application/octet-stream")
-        answer = self.respond_to_upload(request.body)
+        body = bytes(request.body)
+        answer = self.respond_to_upload(body)
         if answer == HttpResponse(200):
-            self.files[request.path] = request.body
+            self.files[request.path] = body
         return answer
 
     def count(self, method: str) -> int:

@@ -10,9 +10,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from mlflow_otlp_exporter._internal.encoding.span_encoder import SpanEncoder
 from mlflow_otlp_exporter._internal.model.spans import (
+    LARGE_TEXT_BYTES,
     Attachment,
+    Body,
     EncodedSpan,
     Framing,
+    LargeBody,
+    Utf8Text,
+    encode_body,
     encode_field,
     encode_request,
     escape_json,
@@ -47,6 +52,22 @@ def test_encode_request_groups_spans_by_resource_and_scope() -> None:
     spans = [*make_spans("a"), *make_spans("b"), *make_spans("c", service="other")]
     request = ExportTraceServiceRequest.FromString(encode_request([encoder.encode(span) for span in spans]))
     assert [[len(scope.spans) for scope in group.scope_spans] for group in request.resource_spans] == [[2], [1]]
+
+
+def test_encode_request_with_large_body_equals_joined_one_and_shares_its_text() -> None:
+    text = Utf8Text(b"t" * LARGE_TEXT_BYTES)
+    framing = Framing(b"", b"")
+    small, large = (
+        frame_span(b"\x2a\x01n"),
+        LargeBody((b"\x12", varint(len(text) + 5), b"\x2a", varint(len(text)), text)),
+    )
+    bodies: list[Body] = [small, large, small]
+    spans = [EncodedSpan(1, number, True, framing, framing, body) for number, body in enumerate(bodies)]
+    body = encode_body(spans)
+    joined = encode_request([span._replace(body=bytes(span.body)) for span in spans])
+    assert (encode_request(spans), len(body), bytes(body)) == (joined, len(joined), joined)
+    assert isinstance(body, LargeBody)
+    assert [piece is text for piece in body] == [False, True, False]
 
 
 def test_memory_bytes_count_shared_attachment_once() -> None:

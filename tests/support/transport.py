@@ -13,7 +13,7 @@ def workspace_of(request: HttpRequest) -> str | None:
 
 def json_of(request: HttpRequest) -> Any:
     """The JSON body of a request."""
-    return json.loads(request.body)
+    return json.loads(bytes(request.body))
 
 
 class ScriptedTransport:

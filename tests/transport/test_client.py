@@ -18,6 +18,7 @@ import requests
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.config.resolver import resolve
+from mlflow_otlp_exporter._internal.model.spans import LARGE_TEXT_BYTES, Body, LargeBody
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from support.certificates import Certificate, TlsServer, self_signed
@@ -32,7 +33,7 @@ def make_client(server: ScriptedServer, session: requests.Session | None = None,
 
 
 def post_request(
-    body: bytes = b"x", timeout_seconds: float = 20.0, headers: Mapping[str, str] | None = None
+    body: Body = b"x", timeout_seconds: float = 20.0, headers: Mapping[str, str] | None = None
 ) -> HttpRequest:
     return HttpRequest("POST", "", headers=headers or {}, body=body, timeout_seconds=timeout_seconds)
 
@@ -107,6 +108,32 @@ def test_send_twice_reuses_connection(scripted_server: ScriptedServer) -> None:
         client.send(post_request())
     client.close()
     assert scripted_server.connections == 1
+
+
+def test_send_of_large_body_sends_pieces_with_their_length(scripted_server: ScriptedServer) -> None:
+    pieces = [b"head", b"t" * LARGE_TEXT_BYTES, b"tail"]
+    client = make_client(scripted_server)
+    for _ in range(2):  # a body can be sent again
+        assert isinstance(client.send(post_request(LargeBody(pieces))), HttpResponse)
+    client.close()
+    for request in scripted_server.requests:
+        assert request.body == b"".join(pieces)
+        assert request.headers["content-length"] == str(LARGE_TEXT_BYTES + 8)
+        assert "transfer-encoding" not in request.headers
+
+
+def test_send_of_large_body_with_user_session_sends_bytes(scripted_server: ScriptedServer) -> None:
+    session, bodies = requests.Session(), []
+
+    def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        bodies.append(request.body)
+        return request
+
+    session.auth = sign
+    client = make_client(scripted_server, session)
+    client.send(post_request(LargeBody([b"head", b"t" * LARGE_TEXT_BYTES])))
+    client.close()
+    assert bodies == [b"head" + b"t" * LARGE_TEXT_BYTES]
 
 
 def test_send_after_idle_time_opens_new_connection(

@@ -31,7 +31,7 @@ from mlflow_otlp_exporter._internal.mlflow_api.server import (
 from mlflow_otlp_exporter._internal.mlflow_api.trace_location import TraceLocator
 from mlflow_otlp_exporter._internal.model.destination import Destination
 from mlflow_otlp_exporter._internal.model.export_outcome import Disposition, ExportOutcome, FailureKind
-from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_request
+from mlflow_otlp_exporter._internal.model.spans import EncodedSpan, encode_body
 from mlflow_otlp_exporter._internal.transport.client import HttpClient
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class RetrySender:
             result = self._upload(self.uploader, request, timeout_seconds)
         if result is not None:
             return result
-        body = encode_request(request.spans)
+        body = encode_body(request.spans)
         request.was_sent = True
         if request.future.is_on_disk:
             request.future.record_attempt()

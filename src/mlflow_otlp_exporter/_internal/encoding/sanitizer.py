@@ -229,5 +229,5 @@ def describe_span(encoded: EncodedSpan) -> str:
 def parse_span(encoded: EncodedSpan) -> Span:
     # The body is the field of a ScopeSpans, and parses as one.
     scope_spans = ScopeSpans()
-    scope_spans.MergeFromString(encoded.body)
+    scope_spans.MergeFromString(bytes(encoded.body))
     return scope_spans.spans[0]

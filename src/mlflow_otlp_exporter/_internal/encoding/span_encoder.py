@@ -17,13 +17,16 @@ from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.encoding.sanitizer import MAX_NESTING, has_many_brackets, mark_nested_texts
 from mlflow_otlp_exporter._internal.model.spans import (
     IS_REMOTE,
+    LARGE_TEXT_BYTES,
     MAX_CACHED_LENGTH,
     SPAN_ID,
     TRACE_ID,
     TRACE_STATE,
     VARINTS,
+    Body,
     EncodedSpan,
     Framing,
+    LargeBody,
     Utf8Text,
     encode_field,
     encode_length,
@@ -39,7 +42,8 @@ _MAX_CACHED_PREFIXES, _MAX_CACHED_TEXT_BYTES = 8192, MAX_NESTING
 _JSON_STARTS = b"[{ \t\n\r\v\f\x1c\x1d\x1e\x1f\xc2\xe1\xe2\xe3"
 _MAX_CACHED_OWNERS = 256
 # Of resources, scopes and events, links, spans.
-_ATTRIBUTE_TAGS = (b"\x0a", b"\x1a", b"\x22", b"\x4a")
+_SPAN_ATTRIBUTE_TAG = b"\x4a"
+_ATTRIBUTE_TAGS = (b"\x0a", b"\x1a", b"\x22", _SPAN_ATTRIBUTE_TAG)
 _MASK_64_BITS, _MAX_TIME = (1 << 64) - 1, (1 << 63) - 1
 # Trace id in two halves and span id, with their tags; parent's span id; kind, start and end.
 _pack_ids, _pack_parent = struct.Struct(">HQQHQ").pack, struct.Struct(">HQ").pack
@@ -53,6 +57,8 @@ _pack_double = struct.Struct("<d").pack
 _pack_fixed64 = struct.Struct("<Q").pack
 
 
+# The first piece of a span with a large text, empty as that of other spans.
+_LARGE_MARK = Utf8Text()
 _CALL_KINDS = (SpanKind.CLIENT, SpanKind.PRODUCER)
 # GenAI instrumentations give calls of models and tools the kind CLIENT; no model continues a trace.
 MODEL_CALL_KEYS = frozenset({"gen_ai.operation.name", "gen_ai.system"})
@@ -171,7 +177,7 @@ class SpanEncoder:
         if not (start_time.__class__ is end_time.__class__ is int and 0 <= start_time <= end_time <= _MAX_TIME):
             start_time, end_time = _clamp_time(start_time), _clamp_time(end_time)
         trace_id, span_id, trace_state = context[TRACE_ID], context[SPAN_ID], context[TRACE_STATE]
-        pieces = [_pack_ids(0x0A10, trace_id >> 64, trace_id & _MASK_64_BITS, 0x1208, span_id)]
+        pieces = [b"", _pack_ids(0x0A10, trace_id >> 64, trace_id & _MASK_64_BITS, 0x1208, span_id)]
         if trace_state:
             pieces.append(
                 encode_field(b"\x1a", self._encode_text(",".join(f"{k}={v}" for k, v in trace_state.items())))
@@ -192,9 +198,12 @@ class SpanEncoder:
             if source.__class__ is not dict:
                 source = source.copy() if hasattr(source, "copy") else dict(source)
             count = len(pieces)
-            if self._append_attributes(source, b"\x4a", pieces) and (marked := mark_nested_texts(source)) is not None:
+            if (
+                self._append_attributes(source, _SPAN_ATTRIBUTE_TAG, pieces)
+                and (marked := mark_nested_texts(source)) is not None
+            ):
                 del pieces[count:]
-                self._append_attributes(marked, b"\x4a", pieces)
+                self._append_attributes(marked, _SPAN_ATTRIBUTE_TAG, pieces)
         events, links = span.events if events is None else events, span.links
         if events or links or span.dropped_attributes or span.dropped_events or span.dropped_links:
             self._append_events_and_links(span, events, links, pieces)
@@ -208,9 +217,10 @@ class SpanEncoder:
             )
             pieces.append(encoded_status)
         pieces.append(_REMOTE_FLAGS if is_remote else _LOCAL_FLAGS)
-        content = b"".join(pieces)
-        pieces.clear()  # a value of 10 MB would exist three times otherwise
-        body = b"".join((b"\x12", VARINTS[len(content)], content))
+        is_large = pieces[0] is _LARGE_MARK
+        content: Any = LargeBody(pieces) if is_large else b"".join(pieces)
+        size = VARINTS[len(content)]
+        body: Body = LargeBody((b"\x12", size, *content.pieces)) if is_large else b"".join((b"\x12", size, content))
         resource = span.resource if resource is None else resource
         cached_resource = self._resources.get(id(resource))
         resource_framing = cached_resource[1] if cached_resource is not None else self.encode_resource(resource)
@@ -257,6 +267,8 @@ class SpanEncoder:
                 if size <= _MAX_CACHED_TEXT_BYTES:
                     append(prefixes[key][size])
                 else:
+                    if size >= LARGE_TEXT_BYTES and tag == _SPAN_ATTRIBUTE_TAG:
+                        pieces[0] = _LARGE_MARK
                     key_prefixes, head = prefixes[key], _TEXT_HEADS[size]
                     length = varints[key_prefixes.key_size + len(head) + size]
                     pieces += (tag, length, key_prefixes.encoded_key, head)

@@ -67,7 +67,7 @@ def read_root(root: EncodedSpan, *, run_id: str | None, everything: bool) -> Tra
     metadata: dict[str, str] = {}
     user_metadata: dict[str, str] = {}
     prompts: tuple[tuple[str, str], ...] = ()
-    for attribute in ScopeSpans.FromString(root.body).spans[0].attributes:
+    for attribute in ScopeSpans.FromString(bytes(root.body)).spans[0].attributes:
         key, value = attribute.key, attribute.value
         if key.startswith(TRACE_TAG):
             tags[key[len(TRACE_TAG) :]] = _to_text(value)

@@ -6,7 +6,7 @@ containers, which a copy does not have.
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -208,6 +208,30 @@ class Attachment(NamedTuple):
         return f"Attachment({self.ref!r})"  # without the content
 
 
+class LargeBody:
+    """The bytes of a span with a large text, or of a request with one, which are never joined: the texts exist once."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self.pieces: list[bytes] = []
+        for is_large, run in groupby(pieces, lambda piece: len(piece) >= LARGE_TEXT_BYTES):
+            run_pieces = list(run)
+            self.pieces += run_pieces if is_large else [b"".join(run_pieces)]
+        self._size = sum(map(len, self.pieces))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:  # not for `*`, which allocates a list of this length
+        return iter(self.pieces)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+Body = bytes | LargeBody
+LARGE_TEXT_BYTES = 1 << 20
+
+
 class EncodedSpan(NamedTuple):
     """An encoded span.
 
@@ -224,7 +248,7 @@ class EncodedSpan(NamedTuple):
     is_root: bool
     resource: Framing
     scope: Framing
-    body: bytes
+    body: Body
     attachments: tuple[Attachment, ...] = ()
     has_remote_parent: bool = False
     is_call: bool = False
@@ -306,14 +330,18 @@ def _estimate_values(values: Collection[Any]) -> int:
 
 
 def encode_request(spans: Sequence[EncodedSpan]) -> bytes:
+    return bytes(encode_body(spans))
+
+
+def encode_body(spans: Sequence[EncodedSpan]) -> Body:
     """Encode an `ExportTraceServiceRequest` of spans, grouped by resource and scope."""
-    resources: dict[Framing, dict[Framing, list[bytes]]] = {}
+    resources: dict[Framing, dict[Framing, list[Body]]] = {}
     for (resource, scope), group in groupby(spans, operator.attrgetter("resource", "scope")):
         resources.setdefault(resource, {}).setdefault(scope, []).extend(map(_get_body, group))
     # Lengths are computed first, so that the bodies, which are nearly all bytes, are copied once.
-    pieces: list[bytes] = []
+    pieces: list[Any] = []
     for resource, scopes in resources.items():
-        scope_pieces: list[bytes] = []
+        scope_pieces: list[Body] = []
         total = len(resource.before) + len(resource.after)
         for scope, bodies in scopes.items():
             size = len(scope.before) + sum(map(len, bodies)) + len(scope.after)
@@ -321,4 +349,7 @@ def encode_request(spans: Sequence[EncodedSpan]) -> bytes:
             total += len(head) + size
             scope_pieces += (head, scope.before, *bodies, scope.after)
         pieces += (b"\x0a", encode_length(total), resource.before, *scope_pieces, resource.after)
-    return b"".join(pieces)
+    try:
+        return b"".join(pieces)
+    except TypeError:  # a large body
+        return LargeBody(chain.from_iterable([piece] if piece.__class__ is bytes else piece.pieces for piece in pieces))

@@ -142,7 +142,7 @@ def _restore_attachments(spans: list[EncodedSpan], body: bytes) -> list[EncodedS
         span._replace(
             attachments=tuple(
                 attachment
-                for attachment_id in dict.fromkeys(re.findall(_ATTACHMENT_ID, span.body))
+                for attachment_id in dict.fromkeys(re.findall(_ATTACHMENT_ID, bytes(span.body)))
                 for attachment in attachments.get(attachment_id, {}).values()
             )
         )

@@ -286,7 +286,7 @@ class HttpClient:
                 self._current_session().request(
                     request.method,
                     (request.base_url or self.url) + request.path,
-                    data=request.body,
+                    data=request.body if self._owns_session else bytes(request.body),
                     headers=headers,
                     timeout=(min(timeout, _CONNECT_TIMEOUT_SECONDS), timeout),
                     allow_redirects=False,

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.model.spans import Body
 
 # A response has a few bytes, an error a few kB; the longest that was seen has 3,204 (an invalid time on PostgreSQL).
 MAX_RESPONSE_BYTES = 65_536
@@ -18,7 +19,7 @@ class HttpRequest(NamedTuple):
     path: str  # appended to the server's URL; may be empty
     timeout_seconds: float  # for the whole request: a response that arrives in drips is cut off then
     headers: Mapping[str, str] = _NO_HEADERS  # headers that the user configured win, except the experiment
-    body: bytes = b""
+    body: Body = b""
     max_response_bytes: int = MAX_RESPONSE_BYTES
     base_url: str | None = None  # another URL of the same server
 
