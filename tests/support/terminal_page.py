@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow_otlp_exporter._internal.cli.main import create_parser
+from mlflow_otlp_exporter._internal.cli.output import page_url
 from support.environments import ROOT
 from support.mlflow_server import MLflowServer
 from support.terminals import run_in_terminal
@@ -79,7 +80,7 @@ _INSTRUMENTATIONS = "ok             instrumentations  configure() enables: opena
 def _normalize(text: str, folder: Path, uri: str) -> str:
     """Replace what differs from run to run."""
     text = text.replace(uri, "http://localhost:5000").replace(uri.removeprefix("http://"), "localhost:5000")
-    text = text.replace(str(folder), "~")
+    text = text.replace(str(folder), "~").replace(page_url("troubleshooting"), "https://.../troubleshooting/")
     ids: dict[str, str] = {}
     text = re.sub(
         r"\b[0-9a-f]{32}\b",
