@@ -357,8 +357,8 @@ def test_spool_with_special_files_as_folders_sends_requests(
         shutil.rmtree(folder / name, ignore_errors=True)
         create(folder / name)
     assert "2 spans in 2 requests" in run_spool(capsys, "status")
-    assert run_spool(capsys, "list", "--refused") == ""
-    assert "0 spans in 0 files deleted" in run_spool(capsys, "purge", "--refused", "--yes")
+    assert run_spool(capsys, "list", "--dead-letters") == ""
+    assert "0 spans in 0 files deleted" in run_spool(capsys, "purge", "--dead-letters", "--yes")
     spool.answer(then=ACCEPTED)
     assert "2 spans sent, 0 queued in 0 requests" in run_spool(capsys, "flush")
 
@@ -371,7 +371,7 @@ def test_spool_output_has_no_control_characters_of_files(capsys: pytest.CaptureF
     assert storage.append(Destination("\x1b[2J", "a\nb\ud800"), [span])
     (folder / "about.txt").write_bytes(b"spans for \x1b[2J\xff\n" + b"x" * 99)
     storage.dead_letter(Destination(), [span], "no\x1b[2J")
-    output = run_spool(capsys, "status") + run_spool(capsys, "list") + run_spool(capsys, "list", "--refused")
+    output = run_spool(capsys, "status") + run_spool(capsys, "list") + run_spool(capsys, "list", "--dead-letters")
     assert "\x1b" not in output
     assert "experiment a\\nb\\ud800 of workspace \\x1b[2J" in output
     assert "  no?[2J" in output
@@ -546,8 +546,8 @@ def test_spool_purge_deletes_only_with_yes(capsys: pytest.CaptureFixture[str]) -
     assert len(run_spool(capsys, "list").splitlines()) == 2
     assert "2 spans in 2 files deleted" in run_spool(capsys, "purge", "--yes")
     assert run_spool(capsys, "list") == ""
-    assert "1 span in 1 file deleted" in run_spool(capsys, "purge", "--refused", "--yes")
-    assert run_spool(capsys, "list", "--refused") == ""
+    assert "1 span in 1 file deleted" in run_spool(capsys, "purge", "--dead-letters", "--yes")
+    assert run_spool(capsys, "list", "--dead-letters") == ""
     assert "0 spans in 0 files" in run_spool(capsys, "purge")
 
 
@@ -568,7 +568,7 @@ def test_spool_retry_sends_rejected_requests_again(spool: ScriptedServer, capsys
     output = run_spool(capsys, "retry", "--experiment", "1", "--yes")
     assert output == "1 span in 1 file queued again\n3 spans sent, 0 queued in 0 requests\n"
     assert "refused" in spans_sent_to(spool)[3:]
-    assert run_spool(capsys, "list", "--refused") == ""
+    assert run_spool(capsys, "list", "--dead-letters") == ""
 
 
 def spans_sent_to(server: ScriptedServer) -> list[str]:
@@ -585,7 +585,7 @@ def test_spool_status_and_list_as_json(capsys: pytest.CaptureFixture[str]) -> No
     assert status["totals"]["queued"] == {"spans": 2, "requests": 2, "bytes": target["queued"]["bytes"]}
     requests = json.loads(run_spool(capsys, "list", "--json"))
     assert [(request["spans"], request["experiment"]) for request in requests] == [(1, "1"), (1, "1")]
-    [rejected] = json.loads(run_spool(capsys, "list", "--refused", "--json"))
+    [rejected] = json.loads(run_spool(capsys, "list", "--dead-letters", "--json"))
     assert "too long a session" in rejected["message"]
 
 

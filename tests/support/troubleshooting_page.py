@@ -305,7 +305,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Dropped ... spans: ...: experiment ... of another service has their trace, and rejects them: ...",
         ),
         "The first message means that no span is lost. With a spool, dropped spans are in its dead letters: "
-        "`mlflow-otlp spool list --refused`.",
+        "`mlflow-otlp spool list --dead-letters`.",
     ),
     MessageCode.TRACE_IN_OTHER_WORKSPACE: Entry(
         (
@@ -315,7 +315,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             ),
         ),
         "The library asks once for each trace that continues a trace of another service. With a spool, dropped spans "
-        "are in its dead letters: `mlflow-otlp spool list --refused`.",
+        "are in its dead letters: `mlflow-otlp spool list --dead-letters`.",
     ),
     MessageCode.NOT_MLFLOW: Entry(
         (

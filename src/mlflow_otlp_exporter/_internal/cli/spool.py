@@ -44,6 +44,7 @@ _LOCK_FILE, _MAX_TEXT_BYTES, _MAX_FEEDBACK_BYTES = "lock", 10_000, 4 << 20
 _UNREADABLE = (OSError, spool_file.CorruptFileError, spool_file.UnsupportedVersionError)
 
 
+_DEAD_LETTERS = ("--dead-letters", "--refused")  # the second name is that of version 0.1.0
 _ADD = Callable[..., argparse.ArgumentParser]
 
 
@@ -61,9 +62,11 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
         actions,
         "list",
         "list the queued requests, the oldest first",
-        "mlflow-otlp spool list --refused --workspace team-a",
+        "mlflow-otlp spool list --dead-letters --workspace team-a",
     )
-    listing.add_argument("--refused", action="store_true", help="list the rejected requests and the server's messages")
+    listing.add_argument(
+        *_DEAD_LETTERS, action="store_true", help="list the requests that were rejected for good, with the reason"
+    )
     flush = add(
         actions,
         "flush",
@@ -81,16 +84,16 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
     retry = add(
         actions,
         "retry",
-        "send the rejected requests of the current settings again",
+        "send the dead letters of the current settings again: requests that were rejected for good",
         "mlflow-otlp spool retry --experiment agents --yes",
     )
     purge = add(
         actions,
         "purge",
         "delete the queued requests of the current settings",
-        "mlflow-otlp spool purge --refused --yes",
+        "mlflow-otlp spool purge --dead-letters --yes",
     )
-    purge.add_argument("--refused", action="store_true", help="delete the rejected and damaged requests instead")
+    purge.add_argument(*_DEAD_LETTERS, action="store_true", help="delete dead letters and damaged files instead")
     for action, verb in ((purge, "delete"), (retry, "send")):
         action.add_argument("--yes", action="store_true", help=f"{verb}; without it, only show what would be done")
     for action in (flush, retry):
@@ -113,11 +116,11 @@ def run_action(options: argparse.Namespace) -> int:
         return _flush(settings, options.timeout) or int(not has_all)
     selection = _Selection(options.workspace, options.experiment)
     if options.action == "list":
-        subfolder = REJECTED_FOLDER if options.refused else ""
+        subfolder = REJECTED_FOLDER if options.dead_letters else ""
         return _print_requests(settings, subfolder, selection, as_json=options.json)
     if options.action == "retry":
         return _retry(settings, selection, options.timeout, is_confirmed=options.yes)
-    return _purge(settings, selection, rejected=options.refused, confirmed=options.yes)
+    return _purge(settings, selection, rejected=options.dead_letters, confirmed=options.yes)
 
 
 class _Selection(NamedTuple):

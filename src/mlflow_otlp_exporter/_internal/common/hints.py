@@ -369,7 +369,7 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.SPOOL_FILE_UNREADABLE: Hint(
         "The disk failed, a newer version of this library wrote the file, file permissions changed, or something else "
         "than a regular file of this user has the name of a spool file.",
-        "Check the disk and the owner of the folder; `mlflow-otlp spool list --refused` lists the spans in `refused/`.",
+        "Check the disk and the owner of the folder; `mlflow-otlp spool list --dead-letters` lists dead letters.",
     ),
     MessageCode.SPOOL_SHARED: Hint(
         "Two exporters for one server have different static tokens, or functions with the same name. Tokens are never "
