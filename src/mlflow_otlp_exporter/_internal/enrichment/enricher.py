@@ -13,7 +13,7 @@ from mlflow_otlp_exporter._internal.common.attribute_names import SESSION_ID, TR
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys, evict_oldest
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.enrichment.duplicate_attributes import drop_duplicate_attributes
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import LLM, MODEL_KINDS, TOOL, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import EMPTY, NormalizedSpan, merge
 from mlflow_otlp_exporter._internal.enrichment.readers import READERS, fallback
 from mlflow_otlp_exporter._internal.enrichment.readers.base import EventView, Reader, SpanView
@@ -38,7 +38,7 @@ _Plan: TypeAlias = tuple[bool, frozenset[str], tuple[Reader, ...]]
 _make_plan: Callable[[tuple[str, ...]], _Plan]
 _MAX_RESPONSE_SCOPES, _MAX_MESSAGE_LENGTH = 10_000, 1000
 _MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
-_OK = Status(StatusCode.OK)
+_OK, _UNSET = Status(StatusCode.OK), StatusCode.UNSET
 _CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
 _read_content_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
 _NO_CONTENT = (None,) * len(_CONTENT)
@@ -152,11 +152,11 @@ class Enricher:
             del attributes[mlflow.USAGE]
         name = state.name
         # MLflow counts and scores tools by the name of the span.
-        if kind is Kind.TOOL and (tool_name := normalized.tool_name) and tool_name != name:
+        if kind is TOOL and (tool_name := normalized.tool_name) and tool_name != name:
             attributes.setdefault(SPAN_NAME, name)
             name = tool_name
         status = None
-        if kind is not None and span.status.status_code is StatusCode.UNSET:
+        if kind is not None and span.status.status_code is _UNSET:
             status = Status(StatusCode.ERROR, normalized.error_type) if has_failed else _OK
         return EnrichedSpan(span, attributes, name, _add_exception_event(state) if has_failed else state.events, status)
 
@@ -205,7 +205,7 @@ def read_span(span: ReadableSpan) -> SpanState:
             model = normalized.response_model or normalized.request_model
             counted = include_cached_tokens(usage, state.scope, model, normalized.output)
             normalized = normalized if counted is usage else normalized._replace(usage=counted)
-    if normalized.kind is Kind.LLM and (normalized.input_messages or normalized.output_messages):
+    if normalized.kind is LLM and (normalized.input_messages or normalized.output_messages):
         normalized = normalized._replace(kind=Kind.CHAT_MODEL)
     state.normalized, state.kind = normalized, normalized.kind
     return state

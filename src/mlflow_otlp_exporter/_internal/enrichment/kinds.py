@@ -56,7 +56,9 @@ KIND_WORDS = {
 }
 
 # Calls of a language model.
-MODEL_KINDS = (Kind.CHAT_MODEL, Kind.LLM)
+MODEL_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM})
+# What all spans are compared with: before Python 3.12, reading a member of an Enum takes 0.1 us.
+AGENT, EMBEDDING, LLM, TOOL = Kind.AGENT, Kind.EMBEDDING, Kind.LLM, Kind.TOOL
 # OpenInference has fewer kinds.
 _TO_OPENINFERENCE = {
     Kind.CHAT_MODEL: "LLM",

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow_otlp_exporter._internal.common.attribute_names import ATTACHMENT
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_MLFLOW, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import AGENT, EMBEDDING, MODEL_KINDS, TO_MLFLOW, TOOL, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Cost, Document, Message, Part, Usage
 from mlflow_otlp_exporter._internal.enrichment.payloads import read_other_fields, simplify_call
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, strip_provider, to_catalog_provider
@@ -21,8 +21,7 @@ TOOLS, USAGE, MESSAGES = "mlflow.chat.tools", "mlflow.chat.tokenUsage", "mlflow.
 COST, LOG_LEVEL = "mlflow.llm.cost", "mlflow.spanLogLevel"
 MODEL, PROVIDER, TAG = "mlflow.llm.model", "mlflow.llm.provider", "mlflow.traceTag."
 TRACE_NAME, LINKED_PROMPTS = TAG + "mlflow.traceName", TAG + "mlflow.linkedPrompts"
-_MAX_NAME_LENGTH, _MAX_KEY_LENGTH, _MAX_TAG_LENGTH = 4096, 250, 4096
-_MAX_TAGS = 100
+_MAX_NAME_LENGTH, _MAX_KEY_LENGTH, _MAX_TAG_LENGTH, _MAX_TAGS = 4096, 250, 4096, 100
 # The console plays no other audio formats.
 _AUDIO_FORMATS = frozenset({"wav", "mp3"})
 # Prefixes of keys that frameworks add to metadata for their own use.
@@ -46,7 +45,9 @@ _CONSTANTS: dict[Kind | None, dict[str, Any]] = {
 _PLAIN_STARTS = {role: f'{{"role": "{role}", "content": ' for role in ("system", "user", "assistant")}
 # Bytes that UTF-8 never has, one for each of these roles and one for all other messages.
 _MARKS, _OTHER_MARK = {"system": b"\xfd", "user": b"\xfe", "assistant": b"\xff"}, b"\xfc"
+_SEPARATORS = {mark: f'"}}, {_PLAIN_STARTS[role]}"'.encode() for role, mark in _MARKS.items()}
 _MIN_ENCODED_LENGTH = 2000
+_RETRIEVAL_KINDS = frozenset({Kind.RETRIEVER, Kind.RERANKER, Kind.MEMORY})
 _PRICED_KINDS = frozenset({Kind.CHAT_MODEL, Kind.LLM, Kind.EMBEDDING, Kind.RERANKER})
 
 
@@ -58,11 +59,11 @@ def write(span: SpanState) -> dict[str, Any]:
         attributes[LOG_LEVEL] = _LEVEL_ERROR
     if kind in MODEL_KINDS:
         _write_chat(span, attributes)
-    elif kind is Kind.TOOL:
+    elif kind is TOOL:
         _write_values(normalized.input, unwrap_result(normalized.output), attributes)
-    elif kind in (Kind.RETRIEVER, Kind.RERANKER, Kind.MEMORY) and (normalized.documents or normalized.query):
+    elif kind in _RETRIEVAL_KINDS and (normalized.documents or normalized.query):
         _write_retrieval(span, attributes)
-    elif kind is Kind.EMBEDDING:
+    elif kind is EMBEDDING:
         if normalized.embedded_texts:
             attributes[INPUTS] = to_json({"input": list(normalized.embedded_texts)})
     else:
@@ -75,7 +76,7 @@ def write(span: SpanState) -> dict[str, Any]:
         model = normalized.response_model or normalized.request_model or ""
         attributes |= _describe_model((normalized.provider or "", model))
     # MLflow 3.18 prices no agent by its tokens, but accepts a cost that the source states.
-    if normalized.cost is not None and span.counts_usage and (kind in _PRICED_KINDS or kind is Kind.AGENT):
+    if normalized.cost is not None and span.counts_usage and (kind in _PRICED_KINDS or kind is AGENT):
         costs = _complete_cost(normalized.cost, normalized.usage)
         if costs:
             attributes[COST] = to_json(costs)
@@ -130,7 +131,7 @@ def _encode_request(messages: Sequence[Message], texts: Sequence[str | None], en
     """A request as JSON text; in UTF-8 if it is long, which takes a third of the time."""
     if sum(map(len, filter(None, texts))) >= _MIN_ENCODED_LENGTH:
         try:
-            return Utf8Text(b'{"messages": [' + _join_messages(messages, texts) + end.encode())
+            return Utf8Text(b"".join((b'{"messages": [', _join_messages(messages, texts), end.encode())))
         except UnicodeEncodeError:  # a surrogate
             pass
     return '{"messages": [' + ", ".join(_encode_messages(messages, texts)) + end
@@ -141,8 +142,8 @@ def _join_messages(messages: Sequence[Message], texts: Sequence[str | None]) -> 
     pairs = list(zip(messages, texts, strict=True))
     pieces = [_OTHER_MARK if text is None else _MARKS[message.role] + text.encode() for message, text in pairs]
     content = escape_json(b"".join(pieces))
-    for role, start in _PLAIN_STARTS.items():
-        content = content.replace(_MARKS[role], f'"}}, {start}"'.encode())
+    for mark, separator in _SEPARATORS.items():
+        content = content.replace(mark, separator)
     plain = [run and run[4:] + b'"}' for run in (content.split(_OTHER_MARK) if None in texts else (content,))]
     others = [to_json(_build_message(message)).encode() for message, text in pairs if text is None]
     return b", ".join(filter(None, chain.from_iterable(zip_longest(plain, others))))
@@ -258,7 +259,7 @@ def _write_input_output(span: SpanState, attributes: dict[str, Any]) -> None:
     MLflow takes all messages in the inputs for the user's turn.
     """
     normalized = span.normalized
-    has_preview = span.is_local_root or span.kind is Kind.AGENT
+    has_preview = span.is_local_root or span.kind is AGENT
     if has_preview and span.question:
         question: dict[str, Any] = {"messages": [{"role": "user", "content": span.question}]}
         attributes[INPUTS] = to_json(question | read_other_fields(normalized.input, span.question))
@@ -274,7 +275,7 @@ def _write_input_output(span: SpanState, attributes: dict[str, Any]) -> None:
         attributes[OUTPUTS] = _encode_choices(normalized.output_messages, normalized.finish_reason)
     elif normalized.output is not None and not is_repr(normalized.output):
         _write_value(OUTPUTS, normalized.output, span.attributes.get("output.value"), attributes)
-    if span.kind is Kind.AGENT and normalized.transcript and not has_preview:
+    if normalized.transcript and span.kind is AGENT and not has_preview:
         attributes[MESSAGES] = to_json([_build_message(message) for message in normalized.transcript])
 
 
@@ -336,8 +337,7 @@ def _complete_cost(cost: Cost, usage: Usage | None) -> dict[str, float] | None:
 
 def _write_trace(span: SpanState, attributes: dict[str, Any]) -> None:
     """Attributes that MLflow reads on the root only."""
-    name = span.normalized.trace_name or span.span.name
-    if name:
+    if name := span.normalized.trace_name or span.span.name:
         attributes[TRACE_NAME] = name[:_MAX_NAME_LENGTH]
     trace_fields = span.trace_fields
     if trace_fields is None:

@@ -14,7 +14,7 @@ from openinference.semconv.trace import (
 )
 
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TO_OPENINFERENCE, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import AGENT, EMBEDDING, MODEL_KINDS, TO_OPENINFERENCE, TOOL, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Message, NormalizedSpan, Usage
 from mlflow_otlp_exporter._internal.enrichment.providers import resolve_provider, to_openinference_provider
 from mlflow_otlp_exporter._internal.enrichment.readers.openinference import COUNT_KEYS
@@ -23,7 +23,7 @@ from mlflow_otlp_exporter._internal.enrichment.tools import unwrap_result
 from mlflow_otlp_exporter._internal.enrichment.values import decode_json, to_json, to_text
 
 _JSON, _TEXT = OpenInferenceMimeTypeValues.JSON.value, OpenInferenceMimeTypeValues.TEXT.value
-_VALUE_KEYS = {SpanAttributes.INPUT_VALUE, SpanAttributes.OUTPUT_VALUE}
+_INPUT, _OUTPUT = SpanAttributes.INPUT_VALUE, SpanAttributes.OUTPUT_VALUE
 _PARAMETERS = SpanAttributes.LLM_INVOCATION_PARAMETERS
 _SYSTEMS = frozenset({"openai", "anthropic", "cohere", "mistralai", "vertexai"})
 
@@ -54,7 +54,7 @@ def write(span: SpanState, attributes: dict[str, Any], *, with_messages: bool) -
             attributes[_PARAMETERS] = own.get(_PARAMETERS) or to_json(normalized.invocation_parameters)
         if normalized.finish_reason:
             attributes["llm.finish_reason"] = normalized.finish_reason
-    elif model and kind is Kind.EMBEDDING:
+    elif model and kind is EMBEDDING:
         attributes[SpanAttributes.EMBEDDING_MODEL_NAME] = model
     elif model and kind is Kind.RERANKER:
         attributes[RerankerAttributes.RERANKER_MODEL_NAME] = model
@@ -63,7 +63,7 @@ def write(span: SpanState, attributes: dict[str, Any], *, with_messages: bool) -
         if counts.total is None:
             counts = counts._replace(total=(counts.input or 0) + (counts.output or 0))
         attributes.update((key, count) for key, count in zip(COUNT_KEYS, counts, strict=False) if count is not None)
-    if kind is Kind.TOOL:
+    if kind is TOOL:
         if normalized.tool_name:
             attributes[SpanAttributes.TOOL_NAME] = normalized.tool_name
         if normalized.tool_description:
@@ -71,7 +71,7 @@ def write(span: SpanState, attributes: dict[str, Any], *, with_messages: bool) -
         if normalized.tool_call_id:
             attributes["tool.id"] = normalized.tool_call_id
     if with_messages:
-        if normalized.documents or not own.keys() >= _VALUE_KEYS:
+        if normalized.documents or _INPUT not in own or _OUTPUT not in own:
             _write_values(span, attributes)
         if kind in MODEL_KINDS:
             _write_messages(normalized, own, attributes)
@@ -84,7 +84,7 @@ def has_all_counts(usage: Usage | None, attributes: Mapping[str, Any]) -> bool:
     input_tokens, output_tokens, total = map(attributes.get, COUNT_KEYS[:3])
     # Without a total, MLflow adds input and output tokens.
     totals = (None, usage.input + usage.output)
-    return (input_tokens, output_tokens) == (usage.input, usage.output) and total in totals and usage.total in totals
+    return usage.total in totals and total in totals and (input_tokens, output_tokens) == (usage.input, usage.output)
 
 
 @cache_by_keys
@@ -102,25 +102,25 @@ def _write_values(span: SpanState, attributes: dict[str, Any]) -> None:
     normalized, kind, own = span.normalized, span.kind, span.attributes
     input_value: Any = normalized.input
     output_value: Any = normalized.output
-    if kind is Kind.TOOL:
+    if kind is TOOL:
         input_value, output_value = decode_json(input_value), unwrap_result(output_value)
     elif normalized.query is not None and input_value is None:
         input_value = normalized.query
     elif normalized.embedded_texts and input_value is None:
         input_value = {"input": list(normalized.embedded_texts)}
     elif kind in MODEL_KINDS:
-        if normalized.input_messages and SpanAttributes.INPUT_VALUE not in own:
+        if normalized.input_messages and _INPUT not in own:
             input_value = {"messages": _build_plain_messages(normalized.input_messages)}
-        if normalized.output_messages and SpanAttributes.OUTPUT_VALUE not in own:
+        if normalized.output_messages and _OUTPUT not in own:
             output_value = {"messages": _build_plain_messages(normalized.output_messages)}
-    elif kind is Kind.AGENT or span.is_local_root:
+    elif kind is AGENT or span.is_local_root:
         input_value, output_value = (
             input_value if input_value is not None else span.question,
             output_value if output_value is not None else span.answer,
         )
     for value, name, mime in (
-        (input_value, SpanAttributes.INPUT_VALUE, SpanAttributes.INPUT_MIME_TYPE),
-        (output_value, SpanAttributes.OUTPUT_VALUE, SpanAttributes.OUTPUT_MIME_TYPE),
+        (input_value, _INPUT, SpanAttributes.INPUT_MIME_TYPE),
+        (output_value, _OUTPUT, SpanAttributes.OUTPUT_MIME_TYPE),
     ):
         if value is not None and name not in own:
             attributes[name] = to_text(value)
