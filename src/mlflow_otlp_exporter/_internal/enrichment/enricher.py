@@ -38,7 +38,7 @@ _Plan: TypeAlias = tuple[bool, frozenset[str], tuple[Reader, ...]]
 _make_plan: Callable[[tuple[str, ...]], _Plan]
 _MAX_RESPONSE_SCOPES, _MAX_MESSAGE_LENGTH = 10_000, 1000
 _MAX_CALLS, _MAX_CALLS_OF_SAME_COUNTS = 1_000, 16
-_OK, _UNSET = Status(StatusCode.OK), StatusCode.UNSET
+_OK, _UNSET, _new = Status(StatusCode.OK), StatusCode.UNSET, tuple.__new__
 _CONTENT = ("input_messages", "output_messages", "input", "output", "documents", "query", "embedded_texts")
 _read_content_fields = operator.itemgetter(*map(NormalizedSpan._fields.index, _CONTENT))
 _NO_CONTENT = (None,) * len(_CONTENT)
@@ -158,7 +158,8 @@ class Enricher:
         status = None
         if kind is not None and span.status.status_code is _UNSET:
             status = Status(StatusCode.ERROR, normalized.error_type) if has_failed else _OK
-        return EnrichedSpan(span, attributes, name, _add_exception_event(state) if has_failed else state.events, status)
+        events = _add_exception_event(state) if has_failed else state.events
+        return _new(EnrichedSpan, (span, attributes, name, events, status))
 
 
 def read_span(span: ReadableSpan) -> SpanState:
@@ -184,7 +185,7 @@ def read_span(span: ReadableSpan) -> SpanState:
         readers = _select_readers(prefixes | _prefixes.intersection([view.name.partition(".")[0] for view in views]))
     normalized = EMPTY
     if readers:
-        view = tuple.__new__(SpanView, (state.name, state.scope, attributes, views))
+        view = _new(SpanView, (state.name, state.scope, attributes, views))
         for reader in readers:
             try:
                 candidate = reader.read(view)

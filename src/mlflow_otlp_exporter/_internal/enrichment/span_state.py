@@ -205,13 +205,12 @@ def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSumm
     """Set session, user, tags, metadata and prompts of a root from the spans of its trace, nearest first."""
     tags, metadata, prompts = dict[str, None](), dict[str, Any](), dict[Prompt, None]()
     session = user = None
-    last_fields = _read_trace_fields(EMPTY)
+    last_fields = _read_trace_fields(EMPTY)  # spans of a trace mostly have the same
     for member in members:
         normalized = member.normalized
         fields = _read_trace_fields(normalized)
-        if fields == last_fields and fields[0] in (None, session):
+        if fields == last_fields:
             continue
-        last_fields = fields
         session, user = session or normalized.session, user or normalized.user
         if normalized.session != session and normalized.session and isinstance(member, SpanState):
             member.attributes["session.id"] = session  # MLflow takes that of any span
@@ -221,5 +220,6 @@ def collect_trace_fields(root: SpanState, members: Iterable[SpanState | SpanSumm
             tags.update(dict.fromkeys(normalized.tags))
         if normalized.metadata:
             metadata |= {key: value for key, value in normalized.metadata.items() if key not in metadata}
+        last_fields = fields if fields[0] in (None, session) else None
     root.trace_fields = NormalizedSpan(session=session, user=user, tags=tuple(tags) or None, metadata=metadata or None)
     root.prompts = tuple(prompts)

@@ -28,7 +28,7 @@ TreeSpan: TypeAlias = SpanState | SpanSummary
 # Depth of a span, the span and its question or answer.
 _Text: TypeAlias = tuple[int, TreeSpan, str]
 _get_span_id, _wraps_calls = attrgetter("span_id"), attrgetter("normalized.wraps_calls")
-_is_local_root = attrgetter("is_local_root")
+_is_local_root, _get_tools, _get_tool_calls = map(attrgetter, ("is_local_root", "tools", "tool_calls"))
 _CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 # Kinds of roots that show values of spans below.
 _VALUE_KINDS = (None, Kind.AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
@@ -61,13 +61,13 @@ class TraceTree:
     @LazyAttribute
     def tools(self) -> ToolIndex:
         """The tool calls that models requested, and the tools that spans declare."""
-        calls = (call for span in self.spans.values() for call in span.tool_calls)
-        return ToolIndex(calls, (tool for span in self.with_tools for tool in span.tools or ()))
+        calls = chain.from_iterable(map(_get_tool_calls, self.spans.values()))
+        return ToolIndex(calls, chain.from_iterable(map(_get_tools, self.with_tools)))
 
     @LazyAttribute
     def with_tools(self) -> list[TreeSpan]:
         """The spans that declare tools."""
-        return [span for span in self.spans.values() if span.tools]
+        return [*filter(_get_tools, self.spans.values())]
 
     @LazyAttribute
     def levels(self) -> list[list[TreeSpan]]:

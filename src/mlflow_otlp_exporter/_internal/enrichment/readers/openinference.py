@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import repeat
-from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from openinference.semconv.trace import RerankerAttributes, SpanAttributes
@@ -12,7 +10,6 @@ from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
 from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
-    EMPTY_FIELDS,
     Cost,
     Document,
     Message,
@@ -48,12 +45,6 @@ _EMBEDDING_PARAMETERS, _TOP_K = SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS, 
 _MODEL_HOLDERS = (_PARAMETERS, _EMBEDDING_PARAMETERS, _INPUT)
 _Value = TypeVar("_Value")
 _new = tuple.__new__
-_TEXT_OR_NONE, _COUNT_OR_NONE = frozenset({str, type(None)}), frozenset({int, type(None)})
-# What the content of a message may not begin with to be a plain text: nothing, or a list of parts as JSON text.
-_OTHER_STARTS = frozenset({"", "["})
-_read_start: Callable[[Any], Any] = itemgetter(slice(1))
-_ROLES_OR_NONE = {role: {**ROLES, None: role} for role in ("user", "assistant")}  # by the role of messages without one
-_MESSAGE, _PART, _TEXT, _BLANK, _NOTHING = repeat(Message), repeat(Part), repeat("text"), repeat(""), repeat(())
 COUNT_KEYS = tuple(
     f"llm.token_count.{count}"
     for count in (
@@ -87,11 +78,11 @@ _COST_KEYS = ("llm.cost.prompt", "llm.cost.completion", "llm.cost.total")
 class _Plan(NamedTuple):
     """What the keys of attributes tell."""
 
-    texts: dict[str, str]  # field by key; of several keys for one field, the last has precedence
+    texts: list[tuple[str, str]]  # key, field
     fields: list[tuple[str, Callable[[Mapping[str, Any]], Any]]]  # field, reader
     groups: Mapping[str, list[tuple[str, str, str]]]  # flattened attributes: key, index, remaining path
-    # The keys of roles and contents by message, if all messages have a content and no other field.
-    pairs: Mapping[str, tuple[list[Any], list[Any]]]
+    # The keys of role and content by message, if all messages have a content and no other field.
+    pairs: Mapping[str, list[tuple[str | None, str]]]
     message_keys: Mapping[str, tuple[str, ...]]  # all keys of a group of messages
     has_messages: bool
 
@@ -101,35 +92,33 @@ def read(span: SpanView) -> NormalizedSpan | None:
     plan = _make_plan(tuple(attributes))
     kind = parse_kind(attributes.get(SpanAttributes.OPENINFERENCE_SPAN_KIND), OPENINFERENCE_KINDS)
     request, response = attributes.get(_INPUT), attributes.get(_OUTPUT)
-    fields = {**EMPTY_FIELDS, "kind": kind, "input": request, "output": response}
-    texts: list[Any] = [*map(attributes.get, plan.texts)]
-    items: Iterable[tuple[str, Any]] = zip(plan.texts.values(), texts, strict=True)
-    if "" in texts or not {*map(type, texts)} <= {str}:
-        items = [(field, text) for field, text in items if isinstance(text, str) and text]
-    fields.update(items)
+    fields: dict[str, Any] = {"kind": kind, "input": request, "output": response}
+    for key, field in plan.texts:
+        text = attributes[key]
+        if isinstance(text, str) and text and field not in fields:
+            fields[field] = text
     for field, read_field in plan.fields:
         fields[field] = read_field(attributes)
-    if metadata := fields["metadata"]:
-        fields["session"] = fields["session"] or select_text(*map(metadata.get, _SESSION_KEYS))
-        fields["user"] = fields["user"] or select_text(metadata.get("user_id"))
+    if metadata := fields.get("metadata"):
+        fields.setdefault("session", select_text(*map(metadata.get, _SESSION_KEYS)))
+        fields.setdefault("user", select_text(metadata.get("user_id")))
     if plan.has_messages or (kind in _CONVERSATION_KINDS and (request or response)):
         _read_all_messages(attributes, kind, plan, fields)
     if kind is Kind.LLM:
-        if (parameters := attributes.get(_PARAMETERS)) is not None:
-            fields["invocation_parameters"] = _parse_object(parameters)
-        if not fields["tools"]:
+        fields["invocation_parameters"] = _parse_object(attributes.get(_PARAMETERS))
+        if not fields.get("tools"):
             fields["tools"] = _find_in_holders(attributes, (_PARAMETERS, _INPUT), '"tools"', find_tools)
-        if fields["input_messages"] or fields["output_messages"]:
+        if fields.get("input_messages") or fields.get("output_messages"):
             fields["kind"] = Kind.CHAT_MODEL
-    elif kind is Kind.RETRIEVER and response and plan.groups.keys().isdisjoint(("documents", "output_documents")):
+    elif kind is Kind.RETRIEVER and "documents" not in fields and response:
         value = parse_structured(response)
         fields["documents"] = read_documents(value.get("documents") if isinstance(value, dict) else value)
-    if fields["response_model"] is None and kind in (Kind.LLM, Kind.EMBEDDING):
+    if "response_model" not in fields and kind in (Kind.LLM, Kind.EMBEDDING):
         # The model of a failed call is only among the parameters.
         fields["response_model"] = _find_in_holders(
             attributes, _MODEL_HOLDERS, '"model', lambda holder: select_text(*map(holder.get, ("model", "model_name")))
         )
-    return _new(NormalizedSpan, fields.values())
+    return NormalizedSpan(**fields)
 
 
 def read_crewai(span: SpanView) -> NormalizedSpan | None:
@@ -171,11 +160,10 @@ def _make_plan(keys: tuple[str, ...]) -> _Plan:
         contents = {index: key for key, index, path in flat_keys if path == "message.content"}
         message_keys[name] = tuple([key for key, _, _ in flat_keys])
         is_plain = len(roles) + len(contents) == len(flat_keys) and contents.keys() >= roles.keys()
-        indexes = sorted(contents, key=index_order) if is_plain else []
-        pairs[name] = ([*map(roles.get, indexes)], [*map(contents.__getitem__, indexes)])
+        pairs[name] = [(roles.get(index), contents[index]) for index in sorted(contents, key=index_order) if is_plain]
     names = {*keys, *[f"{group}." for group in groups]}
     return _Plan(
-        {key: field for key, field in reversed(_TEXT_FIELDS) if key in names},
+        [(key, field) for key, field in _TEXT_FIELDS if key in names],
         [(field, read_field) for name, field, read_field in _FIELD_READERS if name in names],
         groups,
         pairs,
@@ -190,17 +178,18 @@ def _read_flat_messages(
     """Messages from flattened attributes; those of nothing but texts, nearly all, skip the general parser."""
     if group not in plan.groups:
         return None
-    source_roles, contents = ([*map(attributes.get, keys)] for keys in plan.pairs[group])
-    is_text = {*map(type, contents)} == {str} and {*map(type, source_roles)} <= _TEXT_OR_NONE
-    if is_text and _OTHER_STARTS.isdisjoint(map(_read_start, contents)):
-        roles = [*map(_ROLES_OR_NONE[default_role].get, source_roles)]
-        if None in roles:
-            roles = [normalize_role(role, default_role) for role in source_roles]
-        if "tool" not in roles:
-            # As Message(role, (Part("text", content),)), in a tenth of the time.
-            parts = map(_new, _PART, zip(_TEXT, contents, _BLANK, _BLANK, _BLANK))  # noqa: B905 - endless
-            fields = zip(roles, zip(parts), _NOTHING, _BLANK, _BLANK, _BLANK)  # noqa: B905
-            return tuple(map(_new, _MESSAGE, fields))
+    messages: list[Message] = []
+    for role_key, content_key in plan.pairs[group]:
+        content, source_role = attributes[content_key], attributes[role_key] if role_key else None
+        role = ROLES.get(source_role) if isinstance(source_role, str) else default_role
+        role = role or normalize_role(source_role, default_role)
+        if not isinstance(content, str) or content[:2] in ("", "[{", "[ ") or role == "tool":
+            break
+        # As Message(role, (Part("text", content),)), in a third of the time.
+        messages.append(_new(Message, (role, (_new(Part, ("text", content, "", "", "")),), (), "", "", "")))
+    else:
+        if messages:
+            return tuple(messages)
     items: dict[str, dict[str, Any]] = {}
     for key, index, path in plan.groups[group]:
         items.setdefault(index, {})[path] = attributes[key]
@@ -291,8 +280,7 @@ def _read_texts(attributes: Mapping[str, Any], prefix: str, name: str) -> tuple[
 
 
 def _read_usage(attributes: Mapping[str, Any]) -> Usage | None:
-    counts: list[Any] = [*map(attributes.get, COUNT_KEYS)]
-    usage = Usage(*(counts if {*map(type, counts)} <= _COUNT_OR_NONE else map(parse_int, counts)))
+    usage = Usage(*[parse_int(attributes[key]) if key in attributes else None for key in COUNT_KEYS])
     return usage if usage.input is not None or usage.output is not None or usage.total is not None else None
 
 
