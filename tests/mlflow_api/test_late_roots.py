@@ -121,7 +121,12 @@ class Story:
         ),
         ({"mlflow.spanInputs": '{"messages": [1]}'}, StatusCode.OK, ("OK", '{"messages": [1]}', "")),
         ({"mlflow.spanInputs": '{"messages": {}}'}, StatusCode.OK, ("OK", '{"messages": {}}', "")),
-        ({"mlflow.spanInputs": "{" * 5000, "mlflow.spanOutputs": 5}, StatusCode.OK, ("OK", "{" * 1000, "")),
+        # The encoder marks JSON that is nested too deeply as text.
+        (
+            {"mlflow.spanInputs": "{" * 5000, "mlflow.spanOutputs": 5},
+            StatusCode.OK,
+            ("OK", "\u200b" + "{" * 999, ""),
+        ),
         ({}, StatusCode.ERROR, ("ERROR", "", "")),
     ],
 )

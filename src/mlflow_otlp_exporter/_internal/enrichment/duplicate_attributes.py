@@ -7,7 +7,7 @@ attributes and in MLflow's; MLflow 3.16 even displays it twice (mlflow #25718).
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, TOOL, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import NormalizedSpan
 from mlflow_otlp_exporter._internal.enrichment.span_state import SpanState
 from mlflow_otlp_exporter._internal.enrichment.tools import normalize_schema
@@ -32,7 +32,7 @@ _ANSWER_KEYS = frozenset(
 _CHOICE_KEYS = frozenset({"finish_reason", "index", "logprobs", "message"})
 _MESSAGE_KEYS = frozenset({"role", "content", "tool_calls", "name", "tool_call_id", "reasoning", "reasoning_content"})
 _EMPTY_VALUES: tuple[Any, ...] = (None, "", [], {})
-_KINDS_WITH_DUPLICATES = (*MODEL_KINDS, Kind.TOOL, Kind.RETRIEVER, Kind.RERANKER)
+_KINDS_WITH_DUPLICATES = (*MODEL_KINDS, TOOL, Kind.RETRIEVER, Kind.RERANKER)
 
 
 def drop_duplicate_attributes(span: SpanState, added: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -67,7 +67,7 @@ def _find_duplicates(span: SpanState, added: Mapping[str, Any]) -> list[str]:
         ):
             duplicates += _TOOL_KEYS
             duplicates += [key for key in own if key.startswith(_TOOL_PREFIXES)]
-    elif span.kind is Kind.TOOL:
+    elif span.kind is TOOL:
         duplicates += _find_equal_values(_ARGUMENT_KEYS, own, added.get(INPUTS), normalized.input)
         duplicates += _find_equal_values(_RESULT_KEYS, own, added.get(OUTPUTS), normalized.output)
     elif normalized.documents and OUTPUTS in added:

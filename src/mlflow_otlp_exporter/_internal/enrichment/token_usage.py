@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import AGENT, MODEL_KINDS, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import Usage
 from mlflow_otlp_exporter._internal.enrichment.readers.tables import read_usage
 from mlflow_otlp_exporter._internal.enrichment.span_state import CallSummary, SpanState
@@ -136,7 +136,7 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
             if scope != span.scope or span.span_id in models:
                 span.counts_usage = span.has_usage = False
     spans = [*filter(_has_usage, tree.spans.values())]
-    if any(span.kind is Kind.AGENT for span in spans):
+    if any(span.kind is AGENT for span in spans):
         _complete_last_steps(tree)
     _count_calls_once(spans, tree)
     # In MLflow, a parent's usage hides that of its children, so only the lowest span that states usage counts.
@@ -148,13 +148,13 @@ def count_usage_once(tree: TraceTree, response_scopes: Mapping[str, str]) -> Non
 def _complete_last_steps(tree: TraceTree) -> None:
     """Give the only model call of an agent the agent's counts, if it stands for several steps and counts the last."""
     calls: dict[int, list[TreeSpan]] = {}
-    agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
+    agents = tree.nearest_above(lambda span: span.kind is AGENT)
     for span in tree.spans.values():
-        if span.span_id in agents and span.kind in (Kind.AGENT, *MODEL_KINDS):
+        if span.span_id in agents and span.kind in (AGENT, *MODEL_KINDS):
             calls.setdefault(agents[span.span_id].span_id, []).append(span)
     for agent_id, (model, *others) in calls.items():
         agent = tree.current.get(agent_id)
-        if agent is None or others or model.kind is Kind.AGENT or not isinstance(model, SpanState):
+        if agent is None or others or model.kind is AGENT or not isinstance(model, SpanState):
             continue
         usage, own = agent.normalized.usage, model.normalized.usage
         if usage and own and all((a or 0) < (b or 0) for a, b in zip(own[:2], usage[:2], strict=True)):

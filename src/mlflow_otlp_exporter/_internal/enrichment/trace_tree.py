@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TypeAlias
 
 from mlflow_otlp_exporter._internal.common.attribute_names import REDACTED
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import AGENT, LLM, MODEL_KINDS, TOOL, Kind
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import ToolDefinition, has_content
 from mlflow_otlp_exporter._internal.enrichment.payloads import is_empty
 from mlflow_otlp_exporter._internal.enrichment.span_state import (
@@ -29,9 +29,9 @@ TreeSpan: TypeAlias = SpanState | SpanSummary
 _Text: TypeAlias = tuple[int, TreeSpan, str]
 _get_span_id, _wraps_calls = attrgetter("span_id"), attrgetter("normalized.wraps_calls")
 _is_local_root, _get_tools, _get_tool_calls = map(attrgetter, ("is_local_root", "tools", "tool_calls"))
-_CONVERSATION_KINDS = (Kind.AGENT, Kind.CHAT_MODEL, Kind.LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
+_CONVERSATION_KINDS = (AGENT, Kind.CHAT_MODEL, LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 # Kinds of roots that show values of spans below.
-_VALUE_KINDS = (None, Kind.AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
+_VALUE_KINDS = (None, AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 
 
 class TraceTree:
@@ -110,7 +110,7 @@ class TraceTree:
 
 def propagate(tree: TraceTree) -> None:
     """Fill in what spans can take from each other."""
-    tools = [span for span in tree.current.values() if span.kind is Kind.TOOL]
+    tools = [span for span in tree.current.values() if span.kind is TOOL]
     if len(tree.spans) > 1:
         _mark_agents(tree)
         _mark_tool_layers(tools, tree)
@@ -120,7 +120,7 @@ def propagate(tree: TraceTree) -> None:
     for span in filter(_is_local_root, tree.current.values()):
         span.is_local_root = span.parent_id not in tree.spans  # else a request of this process to itself
     for span in tools:
-        if span.kind is Kind.TOOL:
+        if span.kind is TOOL:
             _fill_arguments(span, tree)
     _fill_conversations(tree)
     for span in filter(_is_local_root, tree.current.values()):
@@ -131,10 +131,10 @@ def _mark_tool_layers(tools: Iterable[TreeSpan], tree: TraceTree) -> None:
     """Leave one TOOL span of a tool call that several layers report, such as FastMCP's client and server."""
     if not any(map(tree.children, tools)):
         return
-    above = tree.nearest_above(lambda span: span.kind is Kind.TOOL)
+    above = tree.nearest_above(lambda span: span.kind is TOOL)
     for span in (span for level in reversed(tree.levels) for span in level):  # content moves up layer by layer
         outer = above.get(span.span_id)
-        if span.kind is not Kind.TOOL or not isinstance(span, SpanState) or not isinstance(outer, SpanState):
+        if span.kind is not TOOL or not isinstance(span, SpanState) or not isinstance(outer, SpanState):
             continue
         own, content = span.normalized, outer.normalized
         is_same_input = own.input is None or content.input is None or own.input == content.input
@@ -153,7 +153,7 @@ def _mark_agents(tree: TraceTree) -> None:
         ids = tree.ids_above([span for span in tree.spans.values() if span.kind in MODEL_KINDS])
         for span in callers:
             if span.span_id in ids:
-                span.kind = Kind.AGENT
+                span.kind = AGENT
 
 
 def _join_calls(models: Sequence[SpanState], tree: TraceTree) -> None:
@@ -178,7 +178,7 @@ def _join_calls(models: Sequence[SpanState], tree: TraceTree) -> None:
 
 
 def _is_same_call(span: SpanState, above: SpanState, tree: TraceTree) -> bool:
-    if above.kind in (Kind.AGENT, *MODEL_KINDS) or not above.normalized.input_messages:
+    if above.kind in (AGENT, *MODEL_KINDS) or not above.normalized.input_messages:
         return False
     if span.start_time < above.start_time or span.end_time > above.end_time:
         return False
@@ -190,11 +190,11 @@ def _share_tools(models: Iterable[SpanState], tree: TraceTree) -> None:
     models = [span for span in models if not span.normalized.tools]
     if not models or not tree.with_tools:
         return
-    agents = tree.nearest_above(lambda span: span.kind is Kind.AGENT)
+    agents = tree.nearest_above(lambda span: span.kind is AGENT)
     tools_by_agent: dict[int, dict[str, ToolDefinition]] = {}
     all_tools: dict[str, ToolDefinition] = {}
     for span in tree.with_tools:
-        if span.kind is Kind.TOOL and span.tools:
+        if span.kind is TOOL and span.tools:
             tools = {tool.name: tool for tool in span.tools}
             all_tools.update(tools)
             if span.span_id in agents:
@@ -227,7 +227,7 @@ def _fill_arguments(span: SpanState, tree: TraceTree) -> None:
 
 def _fill_conversations(tree: TraceTree) -> None:
     """Question and answer of a root or an agent that has none of its own: those of the nearest spans below."""
-    spans = [span for span in tree.current.values() if span.is_local_root or span.kind is Kind.AGENT]
+    spans = [span for span in tree.current.values() if span.is_local_root or span.kind is AGENT]
     incomplete = {span.span_id for span in spans if _takes_conversation(span, tree)}
     if not incomplete:
         return
@@ -276,8 +276,8 @@ def _precedes(question: _Text, other: _Text) -> bool:
 
 
 def _takes_conversation(span: SpanState, tree: TraceTree) -> bool:
-    is_agent = span.kind is Kind.AGENT and len(tree.spans) > 1
-    shows_conversation = is_agent or (span.is_local_root and span.kind not in (Kind.TOOL, *MODEL_KINDS))
+    is_agent = span.kind is AGENT and len(tree.spans) > 1
+    shows_conversation = is_agent or (span.is_local_root and span.kind not in (TOOL, *MODEL_KINDS))
     return shows_conversation and (_needs_question(span) or _needs_answer(span))
 
 

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple, TypeVar
 from openinference.semconv.trace import RerankerAttributes, SpanAttributes
 
 from mlflow_otlp_exporter._internal.common.bounded import cache_by_keys
-from mlflow_otlp_exporter._internal.enrichment.kinds import MODEL_KINDS, OPENINFERENCE_KINDS, Kind
+from mlflow_otlp_exporter._internal.enrichment.kinds import (
+    AGENT,
+    EMBEDDING,
+    LLM,
+    MODEL_KINDS,
+    OPENINFERENCE_KINDS,
+    Kind,
+)
 from mlflow_otlp_exporter._internal.enrichment.messages import ROLES, merge_messages, normalize_role, read_messages
 from mlflow_otlp_exporter._internal.enrichment.normalized_span import (
     Cost,
@@ -39,7 +46,8 @@ _GROUP_NAMES = frozenset(
     {"input_messages", "output_messages", "tools", "prompts", "choices", "token_count", "cost"}
     | {"documents", "input_documents", "output_documents", "embeddings"}
 )
-_CONVERSATION_KINDS = frozenset({Kind.LLM, Kind.AGENT, Kind.CHAIN, None})
+_MODELED_KINDS = frozenset({LLM, EMBEDDING})
+_CONVERSATION_KINDS = frozenset({LLM, AGENT, Kind.CHAIN, None})
 _INPUT, _OUTPUT, _PARAMETERS = "input.value", "output.value", SpanAttributes.LLM_INVOCATION_PARAMETERS
 _EMBEDDING_PARAMETERS, _TOP_K = SpanAttributes.EMBEDDING_INVOCATION_PARAMETERS, RerankerAttributes.RERANKER_TOP_K
 _MODEL_HOLDERS = (_PARAMETERS, _EMBEDDING_PARAMETERS, _INPUT)
@@ -104,7 +112,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
         fields.setdefault("user", select_text(metadata.get("user_id")))
     if plan.has_messages or (kind in _CONVERSATION_KINDS and (request or response)):
         _read_all_messages(attributes, kind, plan, fields)
-    if kind is Kind.LLM:
+    if kind is LLM:
         fields["invocation_parameters"] = _parse_object(attributes.get(_PARAMETERS))
         if not fields.get("tools"):
             fields["tools"] = _find_in_holders(attributes, (_PARAMETERS, _INPUT), '"tools"', find_tools)
@@ -113,7 +121,7 @@ def read(span: SpanView) -> NormalizedSpan | None:
     elif kind is Kind.RETRIEVER and "documents" not in fields and response:
         value = parse_structured(response)
         fields["documents"] = read_documents(value.get("documents") if isinstance(value, dict) else value)
-    if "response_model" not in fields and kind in (Kind.LLM, Kind.EMBEDDING):
+    if "response_model" not in fields and kind in _MODELED_KINDS:
         # The model of a failed call is only among the parameters.
         fields["response_model"] = _find_in_holders(
             attributes, _MODEL_HOLDERS, '"model', lambda holder: select_text(*map(holder.get, ("model", "model_name")))
@@ -214,13 +222,13 @@ def _read_all_messages(attributes: Mapping[str, Any], kind: Kind | None, plan: _
         completions = _read_texts(attributes, "llm.choices.", "completion")
         output_messages = tuple(Message("assistant", (Part("text", text),)) for text in completions or ()) or None
     request, response = fields["input"], fields["output"]
-    if kind is Kind.LLM and input_messages and isinstance(request, str) and '"system":' in request:
+    if kind is LLM and input_messages and isinstance(request, str) and '"system":' in request:
         # Anthropic's and Bedrock's instructions stand beside the messages.
         input_messages = add_system_message(parse_structured(request), input_messages)
     if kind in _CONVERSATION_KINDS:
-        if request and (input_messages is None or kind is not Kind.LLM):
+        if request and (input_messages is None or kind is not LLM):
             input_messages = read_request(request, is_model=kind in MODEL_KINDS) or input_messages
-        if response and (output_messages is None or kind is not Kind.LLM):
+        if response and (output_messages is None or kind is not LLM):
             output_messages = read_response(response, is_model=kind in MODEL_KINDS) or output_messages
     fields.update(input_messages=input_messages, output_messages=output_messages, covered_keys=covered_keys)
 
