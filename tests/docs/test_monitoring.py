@@ -147,6 +147,8 @@ def test_alerts_of_the_gateway_name_its_answers_and_its_job() -> None:
     statuses = {status for kind in answers for status in (str(kind.http_status), kind.grpc_status)}
     for text in re.findall(r'status=~"([^"]+)"', rules["MlflowGatewayRejectsClients"]):
         assert set(text.split("|")) == statuses
+    reasons = re.findall(r'reason="([^"]+)"', rules["MlflowGatewayDeniesSpans"])
+    assert reasons == ["denied", "denied"]
     (job,) = re.findall(r'job="([^"]+)"', rules["MlflowGatewayAbsent"])
     service = next(yaml.safe_load_all((ROOT / "examples" / "gateway" / "gateway.yaml").read_text()))
     (block,) = blocks(ROOT / "docs" / "monitoring.md", "yaml")

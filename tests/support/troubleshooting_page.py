@@ -332,8 +332,10 @@ ENTRIES: Mapping[MessageCode, Entry] = {
         (
             "403: ... dropped: the tokens file of the mlflow-otlp gateway does not allow ... for this token",
             "Rejected ... with ... over ..., the last one from ...: ...",
+            "Dropped spans of ... over ..., the last one from ...: ...",
         ),
-        "The last line is the gateway's own, at most once a minute.",
+        "The last two lines are the gateway's own, at most once a minute each. `Dropped spans` means that the other spans "
+        "of the requests were accepted.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (

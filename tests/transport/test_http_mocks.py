@@ -14,12 +14,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.model.spans import LARGE_TEXT_BYTES, SpanCopy
 from support.scripted_server import ScriptedServer
 from support.spans import make_spans
 
 ENDPOINT = "http://collector.example:4318/v1/traces"
 HEADERS = {"x-mlflow-experiment-id": "1"}
-SPANS = make_spans("x" * 100_000, "y")  # the first one is sent in pieces
+SPANS = make_spans("x" * 100_000, "y")
 
 
 @pytest.fixture
@@ -41,6 +42,19 @@ def test_export_under_responses_calls_the_mock(exporter: MLflowSpanExporter) -> 
         assert exporter.export(SPANS) is SpanExportResult.SUCCESS
         [call] = mock.calls
     assert count_spans(call.request.body) == len(SPANS)
+
+
+def test_export_of_large_text_under_responses_records_a_body_that_bytes_joins(exporter: MLflowSpanExporter) -> None:
+    text = "t" * LARGE_TEXT_BYTES
+    span = SpanCopy(SPANS[0], attributes={"input.value": text})
+    with responses.RequestsMock() as mock:
+        mock.post(ENDPOINT, status=200, body=b"")
+        assert exporter.export([span]) is SpanExportResult.SUCCESS
+        [call] = mock.calls
+    body = bytes(call.request.body)
+    assert not isinstance(call.request.body, bytes)  # docs/testing.md: it is sent in pieces
+    assert count_spans(body) == 1
+    assert text.encode() in body
 
 
 def test_export_under_responses_fails_as_the_mock_answers(exporter: MLflowSpanExporter) -> None:

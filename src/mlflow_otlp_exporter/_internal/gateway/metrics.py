@@ -46,7 +46,7 @@ class GatewayMetrics(Collector):
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._named_destinations: set[str] = set()
-        self._unlogged: Counter[AnswerKind] = Counter()  # rejected requests
+        self._unlogged: Counter[AnswerKind] = Counter()  # rejected requests; accepted ones with denied spans
         self._logged_at: dict[AnswerKind, float] = {}
 
     def observe(self, intake: Intake) -> None:
@@ -54,7 +54,7 @@ class GatewayMetrics(Collector):
         observe(self.provider, _ANSWERS, self, {})
 
     def record_answer(self, answer: Answer, protocol: str, status: str, client: str) -> None:
-        """Count an answer, and log at most once a minute that clients' credentials are rejected."""
+        """Count an answer, and log rejected credentials and denied spans, each at most once a minute."""
         self.answers[protocol, status] += 1
         if answer.kind not in (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED) and not answer.has_denied:
             return
@@ -65,9 +65,13 @@ class GatewayMetrics(Collector):
         is_due = now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS
         if is_due and (count := self._unlogged.pop(answer.kind, 0)):  # 0: another thread has just logged them
             self._logged_at[answer.kind] = now
-            message = "Rejected %s with %s over %s, the last one from %s: %s [%s]"
-            requests = f"{'a part of ' if answer.has_denied else ''}{pluralize(count, 'request')}"
-            logger.warning(message, requests, status, protocol, client, answer.message, code)
+            requests = pluralize(count, "request")
+            if answer.has_denied:
+                message = "Dropped spans of %s over %s, the last one from %s: %s [%s]"
+                logger.warning(message, requests, protocol, client, answer.message, code)
+            else:
+                message = "Rejected %s with %s over %s, the last one from %s: %s [%s]"
+                logger.warning(message, requests, status, protocol, client, answer.message, code)
 
     def name_destination(self, destination: Destination) -> str:
         """Return the name of a destination in the durations of requests, whose series stay until the end."""
