@@ -334,8 +334,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Rejected ... with ... over ..., the last one from ...: ...",
             "Dropped spans of ... over ..., the last one from ...: ...",
         ),
-        "The last two lines are the gateway's own, at most once a minute each. `Dropped spans` means that the other spans "
-        "of the requests were accepted.",
+        "The last two lines are the gateway's own, at most once a minute each. `Dropped spans` means that the other "
+        "spans of the requests were accepted.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
@@ -452,7 +452,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Journal file ... in ... is skipped: ...",
             "Lock file ... replaced: .... What was there is now ...",
             "Journal of a killed process in ... cannot be read: ...",
-            "... lines in the journal of a killed process cannot be read. The journal was moved to ...",
+            "... in the journal of a killed process cannot be read. The journal was moved to ...",
             "Spans dropped: the journal of a killed process does not name their destination.",
         ),
         "A newer version of this library sends the files that it wrote.",
