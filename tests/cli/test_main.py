@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import importlib.metadata
 import io
 import json
 import os
@@ -11,13 +12,14 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from mlflow_otlp_exporter import MLflowSpanExporter, __version__, configure, shutdown
 from mlflow_otlp_exporter._internal.cli import main as main_module
 from mlflow_otlp_exporter._internal.cli import spool as spool_command
-from mlflow_otlp_exporter._internal.cli.output import has_colors
+from mlflow_otlp_exporter._internal.cli.output import has_colors, page_url
 from mlflow_otlp_exporter._internal.common.files import FileLock
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.config.models import SpoolSettings
@@ -637,3 +639,13 @@ def test_spool_status_shows_a_folder_that_the_doctor_has_created(capsys: pytest.
 def test_spool_without_requests(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no requests are queued" in run_spool(capsys, "status")
     assert run_spool(capsys, "list") == ""
+
+
+def test_page_url_without_metadata_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page_url("troubleshooting").startswith("https://")
+
+    def metadata(name: str) -> NoReturn:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "metadata", metadata)
+    assert page_url("troubleshooting") == "docs/troubleshooting.md"

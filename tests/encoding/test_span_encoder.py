@@ -263,6 +263,12 @@ def test_encode_unencodable_value_repairs_and_counts_it(value: Any, expected: st
     assert (encoder.repairs.repaired, encoder.repairs.left_out) == (1, 0)
 
 
+def test_encode_span_with_nested_text_counts_its_other_values_once() -> None:
+    encoder = SpanEncoder()
+    encoder.encode(make_spans("a")[0], {"nested": "[" * 600, "lone": "\ud800", "object": object()})
+    assert (encoder.repairs.repaired, encoder.repairs.left_out) == (1, 1)
+
+
 def nest(depth: int) -> Any:
     value: Any = "leaf"
     for _ in range(depth):

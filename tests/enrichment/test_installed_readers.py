@@ -127,6 +127,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "it returned input_messages of a wrong type",
     ),
     "returns no number": (lambda _: make(usage=make_usage(input="12")), "it returned usage of a wrong type"),
+    "returns a boolean": (lambda _: make(usage=make_usage(input=True)), "it returned usage of a wrong type"),
     "returns no text": (lambda _: make(session=object()), "it returned session of a wrong type"),
     "returns an object": (lambda _: NormalizedSpan(output=object()), "it returned output of a wrong type"),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.context import Context
@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, set_span_in_context
 
-from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor
+from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor, trace_context
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch
 from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
@@ -385,6 +385,47 @@ def test_worker_survives_exception_of_the_pipeline(
         assert bench.processor.force_flush() is True
     assert bench.names() == ["after"]
     assert type(error).__name__ in caplog.text
+
+
+def test_failed_submission_releases_what_was_not_handed_over(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url)
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    enqueue, errors = pipeline.work_queue.enqueue, [None, MemoryError()]
+
+    def enqueue_or_raise(*arguments: Any, **options: Any) -> bool:
+        if (error := errors.pop(0)) is not None:
+            raise error
+        return enqueue(*arguments, **options)
+
+    monkeypatch.setattr(pipeline.work_queue, "enqueue", enqueue_or_raise)
+    with running_bench(scripted_server, exporter) as bench:
+        for experiment_id in ("1", "2"):
+            with trace_context(experiment_id=experiment_id):
+                bench.trace(f"to {experiment_id}")
+        assert bench.processor.force_flush() is False
+        assert (exporter.stats().delivered, exporter.stats().dropped) == (1, 1)
+    assert bench.names() == ["to 1"]
+
+
+def test_spans_of_closed_pipeline_that_cannot_be_spooled_count_as_dropped(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = MLflowSpanExporter(scripted_server.traces_url, experiment_id="1")
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    exporter.shutdown()
+
+    def build(_: Sequence[ReadableSpan]) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline.batcher, "build", build)
+    with pytest.raises(MemoryError):
+        pipeline.submit(make_spans("a", "b"), 100)
+    assert exporter.stats().dropped == 2
+    assert pipeline.in_flight_span_count == pipeline.in_flight_byte_count == 0
 
 
 def test_dead_worker_thread_is_restarted(scripted_server: ScriptedServer) -> None:

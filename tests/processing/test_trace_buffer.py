@@ -364,6 +364,7 @@ def test_open_traces_without_ended_spans_are_bounded(monkeypatch: pytest.MonkeyP
         fixture.end(0.0, trace, "child")
     for trace in range(51, 300):
         fixture.start(trace)
+    assert fixture.buffer.next_due() is not None
     assert len(fixture.buffer._traces) == 150
     assert list(fixture.buffer._spanless) == list(range(200, 300))
     fixture.end(0.0, 299, "root", None)
@@ -371,6 +372,17 @@ def test_open_traces_without_ended_spans_are_bounded(monkeypatch: pytest.MonkeyP
     assert sorted(fixture.pop_names(LINGER)) == ["forgotten", "root"]
     fixture.buffer.pop_all(is_final=True)
     assert set(fixture.buffer._traces) == set(fixture.buffer._spanless)
+
+
+def test_burst_of_traces_evicts_none_whose_first_end_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_buffer, "_MAX_OPEN_TRACES", 100)
+    fixture = Fixture()
+    for trace in range(1, 301):
+        fixture.start(trace)
+        fixture.start(trace)
+    for trace in range(1, 301):
+        fixture.end(0.0, trace, "child")
+    assert fixture.pop_names(LINGER) == []  # all roots are open
 
 
 def test_estimate_bytes_counts_texts_and_overhead() -> None:

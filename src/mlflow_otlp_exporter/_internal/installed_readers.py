@@ -169,7 +169,7 @@ def _has_type(value: Any, expected: Any) -> bool:
         return isinstance(value, dict) and _are_all(value, str)
     if expected is float:
         return isinstance(value, (int, float))
-    if not isinstance(value, expected):
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         return False
     if hasattr(expected, "_fields"):
         return all(_has_type(item, kind) for item, kind in zip(value, _field_types(expected).values(), strict=True))

@@ -53,5 +53,9 @@ def page_url(name: str) -> str:
     """Return the address of a page of the documentation, on the site that pyproject.toml names."""
     import importlib.metadata  # 10 ms, for this line of the doctor only
 
-    pairs = importlib.metadata.metadata("mlflow-otlp-exporter").get_all("Project-URL", [])
-    return f"{dict(pair.split(', ') for pair in pairs)['Documentation']}{name}/"
+    try:
+        pairs = importlib.metadata.metadata("mlflow-otlp-exporter").get_all("Project-URL", [])
+        site = dict(pair.split(", ") for pair in pairs)["Documentation"]
+    except (importlib.metadata.PackageNotFoundError, KeyError, ValueError):  # on PYTHONPATH, or in an archive
+        return f"docs/{name}.md"
+    return f"{site}{name}/"

@@ -116,7 +116,7 @@ class MLflowSpanExporter(OTLPSpanExporter):
         durability: str | None = None,
         mask: Callable[[str], str] | Sequence[str | re.Pattern[str]] | None = None,
     ) -> None:
-        # Imported here, as everything that only applications need which create an exporter.
+        # Imported here, because an application that only imports the package should not wait for them.
         from mlflow_otlp_exporter._internal.config.resolver import resolve
         from mlflow_otlp_exporter._internal.config.schema import select_settings
 

@@ -24,7 +24,7 @@ from mlflow_otlp_exporter._internal.common.process_end import is_ending
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
-from mlflow_otlp_exporter._internal.delivery.batcher import Batch, Batcher, iter_chunks
+from mlflow_otlp_exporter._internal.delivery.batcher import Batcher, iter_chunks
 from mlflow_otlp_exporter._internal.delivery.clients import build_clients, format_outcome
 from mlflow_otlp_exporter._internal.delivery.export_request import ExportFuture, ExportRequest
 from mlflow_otlp_exporter._internal.delivery.retry_sender import RetrySender
@@ -176,36 +176,32 @@ class Pipeline:
 
         The list is emptied meanwhile: a span of the SDK takes many times the memory of its bytes.
         """
-        if self.is_closed:
-            self.spool_or_drop(spans, "the exporter is shut down")
-            return
-        span_count, unsent_count, unsent_bytes = len(spans), len(spans), byte_count
+        unsent_count = len(spans)
         mean_bytes = byte_count // max(1, unsent_count)
-        self._add_in_flight(unsent_count, unsent_bytes)
+        self._add_in_flight(unsent_count, unsent_count * mean_bytes)
         try:
+            if self.is_closed:
+                self.spool_or_drop(spans, "the exporter is shut down")
+                return
             for part in iter_chunks(spans, _SPANS_PER_PART) if unsent_count > _SPANS_PER_PART else (spans,):
-                part_count, part_bytes = len(part), len(part) * mean_bytes
-                batches = self.batcher.build_and_clear(part, min(byte_count, max_span_bytes))
-                unsent_count, unsent_bytes = unsent_count - part_count, unsent_bytes - part_bytes
-                self._submit_batches(batches, part_count, part_bytes)
+                for destination, encoded in self.batcher.build_and_clear(part, min(byte_count, max_span_bytes)):
+                    self._submit_batch(destination, encoded, mean_bytes)
+                    unsent_count -= len(encoded)
         except BaseException as error:
-            self.record_dropped(span_count, f"{type(error).__name__} was raised", "internal_error")
+            self.record_dropped(unsent_count, f"{type(error).__name__} was raised", "internal_error")
             raise
         finally:
-            self._add_in_flight(-unsent_count, -unsent_bytes)
+            self._add_in_flight(-unsent_count, -unsent_count * mean_bytes)
 
-    def _submit_batches(self, batches: list[Batch], span_count: int, byte_count: int) -> None:
-        futures = [ExportFuture(len(encoded), memory_bytes_of(encoded)) for _, encoded in batches]
-        # In one step: spans that count twice, even for a moment, can make the buffer seem full.
-        byte_growth = sum([future.byte_count for future in futures]) - byte_count
-        self._add_in_flight(sum([future.span_count for future in futures]) - span_count, byte_growth)
-        for (destination, encoded), future in zip(batches, futures, strict=True):
-            merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
-            if self.work_queue.extend_last(destination, merge):
-                if self.metrics is not None:
-                    self.metrics.record_start(future.span_count)
-            else:
-                self._enqueue(destination, encoded, future)
+    def _submit_batch(self, destination: Destination, encoded: list[EncodedSpan], mean_bytes: int) -> None:
+        future = ExportFuture(len(encoded), memory_bytes_of(encoded))
+        # The spans are in flight already: if they counted twice, even for a moment, the buffer could seem full.
+        self._add_in_flight(0, future.byte_count - future.span_count * mean_bytes)
+        merge = partial(ExportRequest.merge, spans=encoded, other=future, max_bytes=self._max_request_bytes())
+        if not self.work_queue.extend_last(destination, merge):
+            self._enqueue(destination, encoded, future)
+        elif self.metrics is not None:
+            self.metrics.record_start(future.span_count)
 
     def _add_in_flight(self, span_count: int, byte_count: int) -> None:
         with self._changed:

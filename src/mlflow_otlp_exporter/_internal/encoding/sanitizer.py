@@ -69,10 +69,10 @@ def sanitize_attributes(attributes: Mapping[str, Any] | None, *, is_root: bool) 
     number_keys, column_keys = _find_special_keys(tuple(original))
     checked_keys = [key for key in number_keys if not _is_plain_numbers(original[key])] if number_keys else []
     try:
-        are_known = _short_texts.issuperset(map(original.get, column_keys))
+        is_known = _short_texts.issuperset(map(original.get, column_keys))
     except TypeError:  # a list
-        are_known = False
-    if not are_known:
+        is_known = False
+    if not is_known:
         checked_keys += [key for key in column_keys if not _is_short_text(original[key])]
     if is_root:
         checked_keys += [key for key, value in original.items() if _has_escaped_nul(value)]

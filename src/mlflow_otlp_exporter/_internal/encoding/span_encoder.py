@@ -100,7 +100,7 @@ class _Prefixes(dict[int, bytes]):
     def __missing__(self, size: int) -> bytes:
         owner, head = self._owner, _TEXT_HEADS[size] if size >= 0 else b"\x12" + encode_length(~size)
         prefix = owner.tag + encode_length(self.key_size + len(head) + max(size, ~size)) + self.encoded_key + head
-        if size > -_MAX_CACHED_TEXT_BYTES:
+        if size > -_MAX_CACHED_TEXT_BYTES and self.key_size <= _MAX_CACHED_KEY_BYTES:
             owner.prefix_count += 1
             if owner.prefix_count > _MAX_CACHED_PREFIXES:
                 owner.clear()
@@ -203,7 +203,10 @@ class SpanEncoder:
                 and (marked := mark_nested_texts(source)) is not None
             ):
                 del pieces[count:]
+                repairs = self.repairs
+                counts = repairs.repaired, repairs.left_out
                 self._append_attributes(marked, _SPAN_ATTRIBUTE_TAG, pieces)
+                repairs.repaired, repairs.left_out = counts  # as the first time
         events, links = span.events if events is None else events, span.links
         if events or links or span.dropped_attributes or span.dropped_events or span.dropped_links:
             self._append_events_and_links(span, events, links, pieces)

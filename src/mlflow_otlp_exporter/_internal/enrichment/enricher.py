@@ -167,8 +167,8 @@ def read_span(span: ReadableSpan) -> SpanState:
     # Iterating over the SDK's own mapping is slow.
     attributes = dict(source.copy() if source.__class__ is not dict and hasattr(source, "copy") else source)
     keys = tuple(attributes)
-    has_own_keys, prefixes, readers = _make_plan(keys)
-    if has_own_keys:
+    has_replaced_keys, prefixes, readers = _make_plan(keys)
+    if has_replaced_keys:
         span_type = attributes.get(mlflow.TYPE)
         if span_type == "null":
             del attributes[mlflow.TYPE]  # MLflow's SDK in the same app puts it onto the spans of others
@@ -222,7 +222,7 @@ def add_readers(readers: Sequence[Reader]) -> None:
 
 
 def _plan_reading(keys: tuple[str, ...]) -> _Plan:
-    """Whether MLflow's SDK wrote attributes that are corrected; the known prefixes, and their readers."""
+    """Whether the span's type or session may have to be replaced; the known prefixes, and their readers."""
     prefixes = _prefixes.intersection([key.partition(".")[0] for key in keys])
     return mlflow.TYPE in keys or TRACE_SESSION in keys, prefixes, _select_readers(prefixes)
 

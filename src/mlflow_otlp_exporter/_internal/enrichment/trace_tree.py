@@ -28,7 +28,8 @@ TreeSpan: TypeAlias = SpanState | SpanSummary
 # Depth of a span, the span and its question or answer.
 _Text: TypeAlias = tuple[int, TreeSpan, str]
 _get_span_id, _wraps_calls = attrgetter("span_id"), attrgetter("normalized.wraps_calls")
-_is_local_root, _get_tools, _get_tool_calls = map(attrgetter, ("is_local_root", "tools", "tool_calls"))
+_is_local_root = attrgetter("is_local_root")
+_get_tools, _get_tool_calls = attrgetter("tools"), attrgetter("tool_calls")
 _CONVERSATION_KINDS = (AGENT, Kind.CHAT_MODEL, LLM, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
 # Kinds of roots that show values of spans below.
 _VALUE_KINDS = (None, AGENT, Kind.WORKFLOW, Kind.CHAIN, Kind.TASK)
@@ -62,7 +63,7 @@ class TraceTree:
     def tools(self) -> ToolIndex:
         """The tool calls that models requested, and the tools that spans declare."""
         calls = chain.from_iterable(map(_get_tool_calls, self.spans.values()))
-        return ToolIndex(calls, chain.from_iterable(map(_get_tools, self.with_tools)))
+        return ToolIndex(calls, chain.from_iterable([span.tools or () for span in self.with_tools]))
 
     @LazyAttribute
     def with_tools(self) -> list[TreeSpan]:

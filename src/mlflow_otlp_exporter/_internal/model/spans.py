@@ -150,7 +150,8 @@ def with_remote_parent(span: ReadableSpan) -> ReadableSpan:
 def apply_trace_sessions(spans: Sequence[ReadableSpan]) -> Sequence[ReadableSpan]:
     """Apply the session that the application set on a root, as enrichment does, to the spans that have another one.
 
-    MLflow takes the session of a trace from the first span that has one.
+    MLflow takes the session of a trace from the first span that has one. Spans that are sent before their root keep
+    theirs.
     """
     attributes = [span.attributes or {} for span in spans]
     trace_ids = [span.context.trace_id if span.context else 0 for span in spans]
@@ -176,7 +177,7 @@ def escape_json(content: bytes) -> bytes:
 
     This takes a fifth of the time of `json`, which looks at each character twice, in up to 4 bytes each.
     """
-    for code in filter(content.__contains__, _ESCAPES):
+    for code in filter(content.__contains__, _ESCAPES):  # of the original: escapes consist of codes to be escaped
         content = content.replace(*_ESCAPES[code])
     return content
 
@@ -208,6 +209,9 @@ class Attachment(NamedTuple):
         return f"Attachment({self.ref!r})"  # without the content
 
 
+LARGE_TEXT_BYTES = 1 << 20
+
+
 class LargeBody:
     """The bytes of a span with a large text, or of a request with one, which are never joined: the texts exist once."""
 
@@ -229,7 +233,6 @@ class LargeBody:
 
 
 Body = bytes | LargeBody
-LARGE_TEXT_BYTES = 1 << 20
 
 
 class EncodedSpan(NamedTuple):

@@ -96,8 +96,6 @@ class TraceBuffer:
         if trace is None:
             trace = self._traces[trace_id] = _Trace()
             self._spanless[trace_id] = None
-            if len(self._spanless) > _MAX_OPEN_TRACES:
-                del self._traces[oldest_id := next(iter(self._spanless))], self._spanless[oldest_id]
         trace.open_count += count
         if trace.spans:
             self._changed.setdefault(trace_id, 0.0)
@@ -144,6 +142,8 @@ class TraceBuffer:
                 trace.due_at = due
                 heapq.heappush(self._queue, (due, trace_id))
         self._changed.clear()
+        while len(self._spanless) > _MAX_OPEN_TRACES:
+            del self._traces[oldest_id := next(iter(self._spanless))], self._spanless[oldest_id]
 
     def next_due(self) -> float | None:
         """Return when the next trace is ready; None without buffered spans."""

@@ -229,11 +229,13 @@ class TraceWorker:
     def _apply_events(self, now: float) -> None:
         end_count = len(self._ends)  # before the starts are copied, which then include those of these spans
         if starts := list(self._starts):  # a copy, because a signal handler looks for open spans in both lists
-            self._open_spans += map(weakref.ref, starts)
+            try:
+                self._open_spans += map(weakref.ref, starts)
+            finally:
+                for _ in starts:
+                    self._starts.popleft()
             if len(self._open_spans) > self._max_references:
                 self._remove_ended_spans()
-            for _ in starts:
-                self._starts.popleft()
             for trace_id, count in Counter([span.context[TRACE_ID] for span in starts]).items():
                 self._buffer.record_starts(trace_id, count)
             del starts  # frees most of these spans before others are copied

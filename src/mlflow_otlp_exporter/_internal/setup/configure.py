@@ -46,7 +46,7 @@ DEFAULTS: Mapping[str, Any] = {"create_experiment": True, "compact": True, "spoo
 
 _P = ParamSpec("_P")
 _lock = threading.RLock()
-_problem_log = ProblemLog()  # for calls before `configure()`
+_problem_log = ProblemLog()  # for calls before `configure()` or after `shutdown()`
 _current: Telemetry | None = None
 _last: Telemetry | None = None  # that is shutting down, or was shut down
 _current_key: object = None
@@ -133,7 +133,7 @@ def configure(
     Raises:
         ConfigurationError: An argument, an environment variable or a file is invalid. Nothing was changed.
     """
-    # Imported here, as everything that only applications need which call this function.
+    # Imported here, because an application that only imports the package should not wait for them.
     from mlflow_otlp_exporter._internal.config.models import AppSettings
     from mlflow_otlp_exporter._internal.config.resolver import resolve, resolve_app
     from mlflow_otlp_exporter._internal.config.schema import select_settings
