@@ -704,7 +704,7 @@ def test_doctor_prints_server_message_cause_and_fix(world: World, capsys: pytest
     assert lines[failed].endswith("[MLO-409]")
     assert [line.split(":")[0].strip() for line in lines[failed + 1 : failed + 4]] == ["server says", "cause", "fix"]
     (site,) = re.findall(r'^Documentation = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert lines[-1] == f"It does not work: experiment. {site}troubleshooting/ explains the codes."
+    assert lines[-1] == f"It does not work: experiment. For the codes, see {site}troubleshooting/"
 
 
 def test_doctor_arguments_override_the_environment(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -427,7 +427,7 @@ def test_spool_flush_from_another_address_sends_its_requests(
         other.answer(then=ACCEPTED)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", other.url)
         assert "0 spans sent" in run_spool(capsys, "flush")
-        assert f"to send  mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
+        assert f"to send      mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
         main_module.main(["doctor", "--json"])
         steps = {step["step"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
         assert (steps["spool"]["state"], steps["spool"]["code"]) == ("warning", "MLO-512")
@@ -453,7 +453,8 @@ def test_spool_flush_from_with_more_than_the_limit_leaves_the_newest_requests(
     monkeypatch.setenv("MLFLOW_OTLP_SPOOL_MAX_BYTES", str(max_bytes))
     output = run_spool(capsys, "flush", "--from", spool.url, status=1)
     assert "1 span in 1 file taken over" in output
-    assert f"1 span not taken over, because the spool is limited to {max_bytes} bytes" in output
+    assert f"1 span not taken over, because the spool is full (limit: {max_bytes} bytes, 100000 files). " in output
+    assert "Raise MLFLOW_OTLP_SPOOL_MAX_BYTES, or run the command again when these requests are sent." in output
     assert (first.exists(), second.exists()) == (False, True)
     assert "1 span sent, 0 queued" in run_spool(capsys, "flush", "--from", spool.url)
 
@@ -471,7 +472,7 @@ def test_spool_flush_from_takes_feedback(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
     path = f"/api/3.0/mlflow/traces/tr-{TRACE_ID}/assessments"
     scripted_server.answer(path=path, then=Answer(headers={"Content-Type": "application/json"}, body=b"{}"))
-    assert f"to send  mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
+    assert f"to send      mlflow-otlp spool flush --from {folder.name}" in run_spool(capsys, "status")
     output = run_spool(capsys, "flush", "--from", folder.name)
     assert "0 spans in 0 files and 1 feedback file taken over" in output
     assert "1 feedback file sent, 0 still on disk" in output
@@ -606,7 +607,7 @@ def test_spool_counts_lists_sends_and_deletes_feedback(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
     spool.answer(path=path, then=DOWN)
     leave_feedback()
-    assert "  feedback 1 file\n" in run_spool(capsys, "status")
+    assert "  feedback     1 file\n" in run_spool(capsys, "status")
     assert f"feedback 'helpful' on tr-{TRACE_ID}" in run_spool(capsys, "list")
     assert "2 spans in 2 files and 1 feedback file would be deleted" in run_spool(capsys, "purge")
     assert "and 1 feedback file deleted" in run_spool(capsys, "purge", "--yes")

@@ -34,7 +34,8 @@ same. All commands read the environment of the application ([configuration](conf
 | status | meaning |
 |---|---|
 | 0 | done; also a dry run (`spool purge`, `spool retry` without `--yes`), and no command, which prints the help |
-| 1 | a check failed, spans were not delivered, `spool flush` or `retry` left requests, or the output was not written |
+| 1 | a check failed, spans were not delivered, `spool flush` or `retry` left requests or feedback, or the \
+output was not written |
 | 2 | wrong command line or setting; a file or trace cannot be read; an error of the command itself |
 | 127 | the command of `run` or `record` was not found |
 

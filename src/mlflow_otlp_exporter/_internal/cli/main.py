@@ -103,11 +103,11 @@ def _run_doctor(options: argparse.Namespace) -> int:
     elif failed_steps:
         if skipped_steps:
             print(paint(f"{'skipped':13}  {', '.join(skipped_steps)}", "dim"))
-        print(f"\nIt does not work: {', '.join(failed_steps)}. {page_url('troubleshooting')} explains the codes.")
+        print(f"\nIt does not work: {', '.join(failed_steps)}. For the codes, see {page_url('troubleshooting')}")
     elif any(result.step == "read back" and result.status is not CheckStatus.OK for result in results):
         print("\nThe endpoint takes traces. Whether they reach MLflow is unknown: see `read back` above.")
     else:
-        print(f"\nIt works. If traces are missing, see the symptoms at {page_url('troubleshooting')}")
+        print(f"\nIt works. If traces are missing, see {page_url('troubleshooting')}")
     if has_crashed:
         return 2
     return 1 if failed_steps else 0

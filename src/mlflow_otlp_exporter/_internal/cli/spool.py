@@ -65,7 +65,9 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
         "mlflow-otlp spool list --dead-letters --workspace team-a",
     )
     listing.add_argument(
-        *_DEAD_LETTERS, action="store_true", help="list the requests that were rejected for good, with the reason"
+        *_DEAD_LETTERS,
+        action="store_true",
+        help="list dead letters (requests that were rejected for good) and the reasons",
     )
     flush = add(
         actions,
@@ -84,7 +86,7 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
     retry = add(
         actions,
         "retry",
-        "send the dead letters of the current settings again: requests that were rejected for good",
+        "send dead letters (requests that were rejected for good) again, for the current settings",
         "mlflow-otlp spool retry --experiment agents --yes",
     )
     purge = add(
@@ -93,7 +95,9 @@ def add_command(add: _ADD) -> argparse.ArgumentParser:
         "delete the queued requests of the current settings",
         "mlflow-otlp spool purge --dead-letters --yes",
     )
-    purge.add_argument(*_DEAD_LETTERS, action="store_true", help="delete dead letters and damaged files instead")
+    purge.add_argument(
+        *_DEAD_LETTERS, action="store_true", help="delete dead letters and damaged files instead of queued requests"
+    )
     for action, verb in ((purge, "delete"), (retry, "send")):
         action.add_argument("--yes", action="store_true", help=f"{verb}; without it, only show what would be done")
     for action in (flush, retry):
@@ -238,9 +242,10 @@ def _adopt_requests(settings: Settings, source: str) -> bool:
             lock.release()
     print(f"{_format_files(span_count, file_count, feedback_count)} taken over from {clean(source)}")
     if remaining_count:
-        limit = f"the spool is limited to {settings.disk.spool_max_bytes} bytes ({settings.sources['spool_max_bytes']})"
         print(
-            f"{pluralize(remaining_count, 'span')} not taken over, because {limit}: run the command again, or raise it"
+            f"{pluralize(remaining_count, 'span')} not taken over, because the spool is full (limit: "
+            f"{settings.disk.spool_max_bytes} bytes, {MAX_FILES} files). Raise MLFLOW_OTLP_SPOOL_MAX_BYTES, or run the "
+            "command again when these requests are sent."
         )
     return not remaining_count
 
@@ -309,20 +314,24 @@ def _print_status(settings: Settings, *, as_json: bool) -> int:
         return 0
     for target in targets:
         print(f"{paint(target['target'], 'bold')}{' (current settings)' if target['current'] else ''}")
-        print(f"  folder   {clean(target['folder'])}")
-        oldest = target["queued"]["oldest_seconds"]
+        oldest, journal = target["queued"]["oldest_seconds"], target["journal"]
         age = "" if oldest is None else f", oldest {_format_age(oldest)} ago"
-        print(f"  queued   {_format_counts(target['queued'], 'request')}{age}")
-        for kind in kinds[1:]:
-            print(f"  {kind:8} {_format_counts(target[kind], 'file')}")
-        if target["journal"]["files"]:
-            print(f"  journal  {target['journal']['bytes']} bytes in {pluralize(target['journal']['files'], 'file')}")
+        rows = {
+            "folder": clean(target["folder"]),
+            "queued": f"{_format_counts(target['queued'], 'request')}{age}",
+            "dead letters": _format_counts(target[REJECTED_FOLDER], "file"),
+            "damaged": _format_counts(target[DAMAGED_FOLDER], "file"),
+        }
+        if journal["files"]:
+            rows["journal"] = f"{journal['bytes']} bytes in {pluralize(journal['files'], 'file')}"
         if target["feedback"]["files"]:
-            print(f"  feedback {pluralize(target['feedback']['files'], 'file')}")
-        print(f"  sender   {target['sender']}")
-        has_files = oldest is not None or target["journal"]["files"] or target["feedback"]["files"]
+            rows["feedback"] = pluralize(target["feedback"]["files"], "file")
+        rows["sender"] = target["sender"]
+        has_files = oldest is not None or journal["files"] or target["feedback"]["files"]
         if not target["current"] and target["sender"] == "none" and has_files:
-            print(f"  to send  mlflow-otlp spool flush --from {clean(Path(target['folder']).name)}")
+            rows["to send"] = f"mlflow-otlp spool flush --from {clean(Path(target['folder']).name)}"
+        for label, text in rows.items():
+            print(f"  {label:12} {text}")
     if len(targets) > 1:
         print(f"total: {_format_counts(totals['queued'], 'request')} queued")
     if not targets:

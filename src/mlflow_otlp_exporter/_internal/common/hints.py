@@ -335,9 +335,10 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.FEEDBACK_DROPPED: Hint(
         "One of these; the message says which one: for five minutes the server had no such trace or denied the call; "
         "no trace id was passed and no span was active; spans go to a Collector and `MLFLOW_TRACKING_URI` is not set; "
-        "the process ended without a spool.",
-        "Check the trace id and its workspace, set `MLFLOW_TRACKING_URI`, and grant the token permission to update "
-        "the experiment.",
+        "`log_feedback()` or `log_expectation()` was called before `configure()`; a stored file was damaged or too "
+        "old; the process ended without a spool.",
+        "Check the trace id and its workspace, set `MLFLOW_TRACKING_URI`, call `configure()` first, and grant the "
+        "token permission to update the experiment.",
     ),
     MessageCode.ATTACHMENT_UPLOAD: Hint(
         "One of these; the message says which one: MLflow is older than 3.11, or stores the experiment's artifacts "
@@ -369,7 +370,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.SPOOL_FILE_UNREADABLE: Hint(
         "The disk failed, a newer version of this library wrote the file, file permissions changed, or something else "
         "than a regular file of this user has the name of a spool file.",
-        "Check the disk and the owner of the folder; `mlflow-otlp spool list --dead-letters` lists dead letters.",
+        "Check the disk and the owner of the folder; `mlflow-otlp spool list --dead-letters` shows the requests in "
+        "`refused/`, `mlflow-otlp spool status` counts the damaged files.",
     ),
     MessageCode.SPOOL_SHARED: Hint(
         "Two exporters for one server have different static tokens, or functions with the same name. Tokens are never "

@@ -55,7 +55,8 @@ def _check_settings(settings: Settings) -> CheckResult:
     if unknown:
         cause = f"Unknown variables are ignored: {', '.join(name for name, _ in unknown)}."
         replacements = ", ".join(f"{suggestion} instead of {name}" for name, suggestion in unknown if suggestion)
-        fix = f"Set {replacements}." if replacements else f"Unset it; {page_url('configuration')} lists all variables."
+        unset = f"Unset unknown variables. All variables: {page_url('configuration')}"
+        fix = f"Set {replacements}." if replacements else unset
         code = MessageCode.INVALID_SETTING
         return CheckResult("settings", CheckStatus.WARNING, detail, cause=cause, fix=fix, code=code)
     ignored = settings.traces.ignored_variables
