@@ -304,8 +304,8 @@ def test_spool_status_and_list_show_requests(spool: ScriptedServer, capsys: pyte
     assert f"spans for {spool.url}/v1/traces" in status
     assert "(current settings)" in status
     assert "2 spans in 2 requests" in status
-    assert "1 span in 1 file," in status
-    assert "sender   none" in status
+    assert "  dead letters 1 span in 1 file," in status
+    assert "sender       none" in status
     queued = run_spool(capsys, "list").splitlines()
     assert len(queued) == 2
     assert all("experiment 1" in line for line in queued)

@@ -241,7 +241,7 @@ def test_damaged_journal_is_quarantined_and_blocks_nothing(
     assert len(spooled_files("damaged")) == 2
     message = "1 line in the journal of a killed process cannot be read. The journal was moved to damaged/."
     assert caplog.text.count(message) == 1
-    assert "damaged  0 spans in 2 files" in spool_status(server.url)
+    assert "damaged      0 spans in 2 files" in spool_status(server.url)
 
 
 def spool_status(url: str) -> str:
