@@ -376,4 +376,5 @@ def test_feedback_before_configure_is_logged_once(
     monkeypatch.setattr(configure_module, "_problem_log", ProblemLog())  # another test may have logged it
     for _ in range(3):
         assert function("4bf92f3577b34da6a3ce929d0e0e4736", "helpful", True) is None
-    assert caplog.messages == [f"Feedback dropped: {function.__name__}() was called before configure() [MLO-515]"]
+    message = f"Feedback dropped: {function.__name__}() was called before configure() or after shutdown() [MLO-515]"
+    assert caplog.messages == [message]

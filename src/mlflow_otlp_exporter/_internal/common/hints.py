@@ -335,8 +335,8 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.FEEDBACK_DROPPED: Hint(
         "One of these; the message says which one: for five minutes the server had no such trace or denied the call; "
         "no trace id was passed and no span was active; spans go to a Collector and `MLFLOW_TRACKING_URI` is not set; "
-        "`log_feedback()` or `log_expectation()` was called before `configure()`; a stored file was damaged or too "
-        "old; the process ended without a spool.",
+        "`log_feedback()` or `log_expectation()` was called before `configure()` or after `shutdown()`; a stored file "
+        "was damaged or too old; the process ended without a spool.",
         "Check the trace id and its workspace, set `MLFLOW_TRACKING_URI`, call `configure()` first, and grant the "
         "token permission to update the experiment.",
     ),

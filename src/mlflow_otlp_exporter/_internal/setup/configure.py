@@ -204,7 +204,7 @@ def _call_current(method: Callable[Concatenate[Telemetry, _P], str | None]) -> C
     def call(*args: _P.args, **kwargs: _P.kwargs) -> str | None:
         current = _current
         if current is None:
-            message = f"Feedback dropped: {method.__name__}() was called before configure()"
+            message = f"Feedback dropped: {method.__name__}() was called before configure() or after shutdown()"
             _problem_log.log_once(logging.WARNING, add_code(MessageCode.FEEDBACK_DROPPED, message))
             return None
         return method(current, *args, **kwargs)
