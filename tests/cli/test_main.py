@@ -408,7 +408,7 @@ def test_spool_flush_creates_only_experiments_that_the_earlier_run_would_have_cr
     scripted_server.answer(then=ACCEPTED)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "agents")
     monkeypatch.setenv("MLFLOW_OTLP_CREATE_EXPERIMENT", "true")
-    scripted_server.requests.clear()
+    scripted_server.clear_requests()
     output = run_spool(capsys, "flush", "--timeout", "10", status=0 if creates else 1)
     assert ("1 span sent" in output) is creates
     assert any(request.path.endswith("experiments/create") for request in scripted_server.requests) is creates

@@ -424,6 +424,11 @@ class ScriptedServer:
         with self._condition:
             return list(self._requests)
 
+    def clear_requests(self) -> None:
+        """Remove all requests so far, which a long test would accumulate."""
+        with self._condition:
+            self._requests.clear()
+
     def to(self, path: str) -> list[RecordedRequest]:
         """The requests to one path so far."""
         return [request for request in self.requests if request.path == path]
