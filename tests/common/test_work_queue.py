@@ -10,6 +10,7 @@ import pytest
 from mlflow_otlp_exporter._internal.common import problem_log
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from support.children import run_in_fork
+from support.traces import wait_until
 
 LONG = 30.0
 """Seconds that no step takes, however busy the machine is."""
@@ -92,6 +93,20 @@ def test_work_queue_keys_do_not_wait_for_each_other(gate: Gate, work_queue: Work
     gate.let("b")
     gate.wait_done(1)
     assert gate.done == [("b", 0)]
+
+
+def test_items_that_come_while_a_thread_wakes_up_do_not_wait_for_each_other(
+    gate: Gate, work_queue: WorkQueue[Parcel]
+) -> None:
+    gate.let("a", "c")
+    work_queue.enqueue("a", Parcel("a", 1))
+    gate.wait_done(1)
+    wait_until(lambda: work_queue._idle_count == 1)
+    with work_queue._lock:  # the idle thread cannot wake up before both are queued
+        work_queue.enqueue("b", Parcel("b", 1))
+        work_queue.enqueue("c", Parcel("c", 1))
+    gate.wait_done(2)
+    assert gate.done == [("a", 1), ("c", 1)]
 
 
 def test_work_queue_starts_at_most_max_threads(gate: Gate, work_queue: WorkQueue[Parcel]) -> None:

@@ -199,8 +199,12 @@ class WorkQueue(Generic[_Item]):
         """Process one item; return False if there is none and none will come."""
         with self._lock:
             popped = self._pop_due(block=block)
+            # Items may have been queued while this thread woke up, and counted as idle.
+            has_more = bool(self._heap) and self._heap[0][0] <= time.monotonic() and not self._idle_count
         if popped is None:
             return False
+        if has_more and block:
+            self._start_thread()
         key, item = popped
         try:
             result = self._step(item)
