@@ -5,14 +5,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from mlflow_otlp_exporter._internal.common import process_end
-from mlflow_otlp_exporter._internal.common.process_end import install_sigterm_handler
+from mlflow_otlp_exporter._internal.common import problem_log, process_end
+from mlflow_otlp_exporter._internal.common.process_end import install_sigterm_handler, run_closing_steps
 from support.traces import wait_until
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -198,3 +199,46 @@ def test_handler_in_c_is_kept() -> None:
     finally:
         faulthandler.unregister(signal.SIGTERM)
     assert install_sigterm_handler(ignore, ignore)
+
+
+@pytest.mark.parametrize(
+    ("error", "index", "is_raised"),
+    [
+        (KeyboardInterrupt(), 0, True),
+        (KeyboardInterrupt(), 1, True),
+        (KeyboardInterrupt(), 2, True),
+        (SystemExit(3), 1, True),
+        (RuntimeError(), 0, False),
+        (OSError(), 2, False),
+    ],
+)
+def test_closing_steps_with_failing_step_are_all_called(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    index: int,
+    is_raised: bool,
+) -> None:
+    monkeypatch.setattr(problem_log, "_exceptions_logged_at", {})
+    seconds: list[float] = []
+
+    def step(timeout_seconds: float) -> None:
+        seconds.append(timeout_seconds)
+        if len(seconds) == index + 1:
+            raise error
+
+    with pytest.raises(type(error)) if is_raised else nullcontext():
+        run_closing_steps(60.0, step, step, step)
+    assert [value > 1.0 for value in seconds] == [number <= index or not is_raised for number in range(3)]
+    assert ("shut down" in caplog.text) is not is_raised
+
+
+def test_closing_steps_interrupted_twice_raise_the_first_interruption() -> None:
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    def end(_seconds: float) -> None:
+        raise SystemExit
+
+    with pytest.raises(KeyboardInterrupt):
+        run_closing_steps(1.0, interrupt, end)

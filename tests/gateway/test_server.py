@@ -1,5 +1,6 @@
 """The process of the gateway: tokens, TLS, metrics, full buffers, ends."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -363,6 +365,24 @@ def test_gateway_at_sigterm_finishes_requests_and_ends_with_0(tmp_path: Path) ->
             connection.sendall(body)
             assert b" 200 " in connection.recv(4096).partition(b"\r\n")[0]
         assert gateway.process.wait(30) == 0
+        assert "0 spans delivered, 1 spooled, 0 dropped" in gateway.log[-1]["message"]
+
+
+def test_gateway_with_repeated_signals_keeps_spans(scripted_server: ScriptedServer, tmp_path: Path) -> None:
+    release = threading.Event()
+    scripted_server.answer(Answer(hold=release))
+    with GatewayProcess(tmp_path, scripted_server.url, ["--experiment-id", "1"]) as gateway:
+        try:
+            assert post_span(gateway) == 200
+            scripted_server.wait_for(1)
+            signals = itertools.cycle([signal.SIGTERM, signal.SIGINT])
+            while gateway.process.poll() is None:
+                gateway.process.send_signal(next(signals))
+                with suppress(subprocess.TimeoutExpired):
+                    gateway.process.wait(0.2)
+        finally:
+            release.set()
+        assert gateway.process.returncode == 0, gateway.log_path.read_text()
         assert "0 spans delivered, 1 spooled, 0 dropped" in gateway.log[-1]["message"]
 
 

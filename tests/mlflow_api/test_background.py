@@ -112,3 +112,20 @@ def test_close_with_delayed_tasks_runs_them_and_gives_up_failing_ones() -> None:
     tasks.close(30.0)
     assert (bad.has_given_up, good.has_given_up) == (True, False)
     assert good.has_run.is_set()
+
+
+def test_close_with_unanswered_request_gives_its_task_up() -> None:
+    tasks, task, release = BackgroundTasks(1.0), FakeTask(), threading.Event()
+
+    def run_until_released(timeout_seconds: float) -> SendResult:
+        assert timeout_seconds > 0
+        task.has_run.set()
+        release.wait(30.0)
+        return SendResult()
+
+    task.run = run_until_released  # type: ignore[method-assign]
+    tasks.enqueue("a", task)
+    assert task.has_run.wait(30.0)
+    tasks.close(0.0)
+    assert task.has_given_up
+    release.set()

@@ -219,21 +219,48 @@ def test_sigterm_saves_spans_and_ends_the_process(scripted_server: ScriptedServe
         assert names(scripted_server) == {"a": 1}
 
 
-def test_second_interrupt_during_exit_spools_the_spans(scripted_server: ScriptedServer) -> None:
+# Interrupts the main thread up to `count` times, each time while it waits.
+INTERRUPT_WAITS = """
+import signal, time
+def interrupt_waits(count):
+    main = threading.main_thread().ident
+    for _ in range(count):
+        while True:
+            time.sleep(0.02)
+            frames = [sys._current_frames()[main]]
+            while frames[-1].f_back: frames.append(frames[-1].f_back)
+            is_closing = any("mlflow_otlp_exporter" in frame.f_code.co_filename for frame in frames)
+            if is_closing and frames[0].f_code.co_filename == threading.__file__: break
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("interrupt_count", [0, 1, 2, 3, 10])
+@pytest.mark.parametrize("held", ["spans", "feedback"])
+def test_repeated_interrupts_during_exit_keep_what_was_not_sent(
+    scripted_server: ScriptedServer, held: str, interrupt_count: int
+) -> None:
     release = threading.Event()
-    scripted_server.answer(Answer(hold=release))
-    code = START + "configure(experiment_id=1)\ntrace.get_tracer('x').start_span('a').end()\n"
-    app = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment(scripted_server), stderr=subprocess.PIPE, text=True
+    trace_id = "0" * 31 + "1"
+    path = "/v1/traces" if held == "spans" else f"/api/3.0/mlflow/traces/tr-{trace_id}/assessments"
+    scripted_server.answer(Answer(hold=release), path=path)
+    code = (
+        START
+        + INTERRUPT_WAITS
+        + (
+            "telemetry = configure(experiment_id=1)\n"
+            "trace.get_tracer('x').start_span('a').end()\n"
+            f"telemetry.log_feedback({trace_id!r}, 'helpful', True)\n"
+            f"threading.Thread(target=interrupt_waits, args=({interrupt_count},), daemon=True).start()\n"
+        )
     )
     try:
-        scripted_server.wait_for(1)
-        app.send_signal(signal.SIGINT)
-        stderr = app.communicate(timeout=100)[1]
+        completed = run(scripted_server, code)
     finally:
         release.set()
-    assert "Traceback" not in stderr
-    assert spooled_span_count() == 1
+    assert "Traceback" not in completed.stderr
+    files = list(Path(os.environ["XDG_STATE_HOME"]).rglob("*.json" if held == "feedback" else "*.otlp"))
+    assert len(files) == 1, completed.stderr
 
 
 def test_sigterm_without_handler_saves_nothing(scripted_server: ScriptedServer) -> None:

@@ -65,6 +65,26 @@ def silence_logging_errors() -> None:
         logging.raiseExceptions = False
 
 
+def run_closing_steps(timeout_seconds: float, *steps: Callable[[float], object]) -> None:
+    """Call each step with the seconds that remain, also after one was interrupted, and raise the interruption then.
+
+    A second signal, such as another Ctrl-C, raises an exception where a step waits. The steps that follow share a
+    second: what is not sent by then goes to disk.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    interruption: BaseException | None = None
+    for step in steps:
+        try:
+            step(max(0.0, deadline - time.monotonic()))
+        except Exception as error:  # noqa: BLE001 - the other steps save spans
+            log_exception(error, "shut down")
+        except BaseException as error:  # noqa: BLE001 - raised below
+            interruption = interruption or error
+            deadline = min(deadline, time.monotonic() + 1.0)
+    if interruption is not None:
+        raise interruption
+
+
 def install_sigterm_handler(shutdown: _Call, flush: _Call) -> bool:
     """Call `shutdown` with a timeout in seconds at SIGTERM and SIGHUP, before the default action.
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset, start_thread
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
+from mlflow_otlp_exporter._internal.common.process_end import run_closing_steps
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 
 # Delay of the next attempt if `wake_all` was called during the last one.
@@ -294,24 +295,31 @@ class WorkQueue(Generic[_Item]):
 
     def close(self, timeout_seconds: float) -> None:
         """Accept no more items, wait for the queued ones, and abandon those that remain."""
-        deadline = time.monotonic() + timeout_seconds
         with self._lock:
             self._closed = True
             for queued_item in self.all_items():
                 queued_item.not_before = 0.0
         self.wake_all()
+        run_closing_steps(timeout_seconds, self._wait_until_empty, self._abandon_all, self._join_threads)
+
+    def _wait_until_empty(self, timeout_seconds: float) -> None:
         if not self._threads:
             self._run(block=False)
         with self._lock:
-            self._lock.wait_for(lambda: not self._queues, max(0.0, deadline - time.monotonic()))
+            self._lock.wait_for(lambda: not self._queues, timeout_seconds)
+
+    def _abandon_all(self, _seconds: float) -> None:
+        with self._lock:
             self._stopped = True
             abandoned = self.all_items()
             for queue in list(self._queues.values()):
                 queue.items.clear()
             self._lock.notify_all()
-            threads = list(self._threads)
         for item in abandoned:
             self._abandon(item)
-        for thread in threads:
+
+    def _join_threads(self, timeout_seconds: float) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        for thread in list(self._threads):
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.1, deadline - time.monotonic()))

@@ -219,11 +219,10 @@ class MLflowSpanExporter(OTLPSpanExporter):
         Args:
             timeout_millis: Maximum time to wait, in milliseconds.
         """
-        pipeline = self._pipeline
-        if pipeline is None:
+        if self._pipeline is None:
             return
-        if not pipeline.is_closed:
-            pipeline.shutdown(timeout_millis / 1000)
+        if not self._pipeline.is_closed:
+            self._pipeline.shutdown(timeout_millis / 1000)
         super().shutdown()  # type: ignore[no-untyped-call]
 
 

@@ -20,7 +20,7 @@ from mlflow_otlp_exporter._internal.common.exporter_metrics import ExporterMetri
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
-from mlflow_otlp_exporter._internal.common.process_end import is_ending
+from mlflow_otlp_exporter._internal.common.process_end import is_ending, run_closing_steps
 from mlflow_otlp_exporter._internal.common.stats import Stats
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.config.models import Settings
@@ -415,15 +415,19 @@ class Pipeline:
 
     def shutdown(self, timeout_seconds: float) -> None:
         """Wait for queued requests, spool or drop the remaining ones, and close connections."""
-        timeout_seconds = self.limit_exit_seconds(timeout_seconds)
-        deadline = time.monotonic() + timeout_seconds
         self.is_closed = self.retry_sender.is_closing = True
-        self._flush_deadline = deadline
+        timeout_seconds = self.limit_exit_seconds(timeout_seconds)
+        self._flush_deadline = time.monotonic() + timeout_seconds
+        steps = (self._close_consumer, self.work_queue.close, self._close_queue, self._close_clients)
+        run_closing_steps(timeout_seconds, *steps)
+
+    def _close_consumer(self, _seconds: float) -> None:
         if self.spool_consumer is not None:
             self.spool_consumer.close()
             for request in self.work_queue.remove_if(lambda request: request.future.is_on_disk):
                 request.future.release()
-        self.work_queue.close(timeout_seconds)
+
+    def _close_queue(self, _seconds: float) -> None:
         if self.persistent_queue is not None and self.spool_consumer is not None:
             for request in self.work_queue.in_progress():
                 request.may_have_arrived = True
@@ -431,8 +435,10 @@ class Pipeline:
             self.persistent_queue.close()
             self.spool_consumer.release()
             self.problem_log.report_queued(self.persistent_queue.storage.pending_span_count())
+
+    def _close_clients(self, timeout_seconds: float) -> None:
         if self.rest_client is not None:
-            self.rest_client.close(max(0.0, deadline - time.monotonic()))
+            self.rest_client.close(timeout_seconds)
         self.problem_log.flush()
         self._clients.close()
 

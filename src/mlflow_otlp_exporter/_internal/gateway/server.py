@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
 def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT; return the exit status."""
     _configure_logging()
-    # Until asyncio handles them: their default action would end the process without closing the receivers.
+    # Until `_serve` handles them: their default action would end the process without closing the receivers.
     for number in _END_SIGNALS:
         signal.signal(number, _end_process)
     # Threads that decode requests and the one that enriches spans share the interpreter: with Python's 5 ms, the
@@ -147,6 +147,8 @@ def run_gateway(settings: Settings, gateway: GatewaySettings) -> int:
             )
         asyncio.run(_serve(_Server(config), listener))
     finally:
+        for number in _END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # another one must not interrupt `Intake.close`
         if grpc_receiver is not None:
             grpc_receiver.stop(_GRACEFUL_SECONDS)
         intake.close(_CLOSE_SECONDS)
@@ -174,9 +176,12 @@ def _hide_routes(settings: Settings) -> Settings:
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
+    def end_serving(_number: int, _frame: object) -> None:
+        server.should_exit = True  # uvicorn reads it every 0.1 s
+
+    # Unlike those of the event loop, these handlers stay until `run_gateway` ignores the signals.
     for number in _END_SIGNALS:
-        loop.add_signal_handler(number, setattr, server, "should_exit", True)
+        signal.signal(number, end_serving)
     await server.serve(sockets=[listener])
 
 

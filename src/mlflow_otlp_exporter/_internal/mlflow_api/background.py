@@ -13,6 +13,7 @@ from typing import Protocol
 from mlflow_otlp_exporter._internal.common.backoff import compute_backoff
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
+from mlflow_otlp_exporter._internal.common.process_end import run_closing_steps
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome
 
@@ -120,4 +121,9 @@ class BackgroundTasks:
         """Finish tasks within the time, and give up the remaining ones."""
         self._is_closing = True
         self._deadline = time.monotonic() + timeout_seconds
-        self._queue.close(timeout_seconds)
+        run_closing_steps(timeout_seconds, self._queue.close, self._give_up_unfinished)
+
+    def _give_up_unfinished(self, _seconds: float) -> None:
+        """Give up the task whose request has no answer: the process may end before its time-out."""
+        for task in self._queue.in_progress():
+            self._give_up(task)

@@ -25,7 +25,7 @@ from mlflow_otlp_exporter._internal.common.fork import (
 )
 from mlflow_otlp_exporter._internal.common.primitives import LazyCondition
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
-from mlflow_otlp_exporter._internal.common.process_end import is_ending, silence_logging_errors
+from mlflow_otlp_exporter._internal.common.process_end import is_ending, run_closing_steps, silence_logging_errors
 from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumentation
 from mlflow_otlp_exporter._internal.common.work_queue import WakeUp
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
@@ -76,7 +76,6 @@ class TraceWorker:
 
     def _reset_after_fork(self) -> None:
         # A forked child starts empty: the parent sends what it has collected.
-        settings = self._settings
         # Spans that started are the SDK's own, spans that ended are copies without their methods.
         self._starts: deque[Span] = deque()
         self._ends: deque[ReadableSpan] = deque()
@@ -92,8 +91,8 @@ class TraceWorker:
         self._open_spans: list[weakref.ref[Span]] = []  # also some that have ended
         self._max_references = _MAX_ENDED_SPANS
         self._buffer = TraceBuffer(
-            linger_seconds=settings.linger,
-            max_age_seconds=settings.hold,
+            linger_seconds=self._settings.linger,
+            max_age_seconds=self._settings.hold,
             has_start_events=self._has_start_events,
             trace_filter=self._trace_filter,
         )
@@ -341,30 +340,28 @@ class TraceWorker:
                     self._changed.wait_for(lambda: self._closing_thread is None, timeout_seconds)
             return
         timeout_seconds = self._pipeline.limit_exit_seconds(timeout_seconds)
-        deadline = time.monotonic() + timeout_seconds
         self._closing_thread = threading.get_ident()
         self.is_closed, self.enqueue_start = True, _ignore_start
+        steps = (self.flush, self._end_thread, lambda seconds: shutdown(seconds * 1000), self._drain_on_close)
         try:
-            self.flush(timeout_seconds)
+            run_closing_steps(timeout_seconds, *steps)
         except BaseException:
-            # A second signal, such as another Ctrl-C: what is not sent within a second goes to disk.
-            deadline = min(deadline, time.monotonic() + 1.0)
             if not is_ending():  # else nothing follows that could handle it
                 raise
         finally:
-            self._is_stopped = True
-            self._wake()
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join(max(0.2, deadline - time.monotonic()))
-            shutdown(max(0.0, deadline - time.monotonic()) * 1000)
-            self._is_over = True
-            self._drain_on_close()
             self._closing_thread = None
             with self._changed:
                 self._changed.notify_all()
 
-    def _drain_on_close(self) -> None:
+    def _end_thread(self, timeout_seconds: float) -> None:
+        self._is_stopped = True
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(max(0.2, timeout_seconds))
+
+    def _drain_on_close(self, _seconds: float = 0.0) -> None:
         """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
+        self._is_over = True
         if not self._begin_tick(0.2):
             return  # a tick is submitting: the pipeline spools or drops its spans
         try:
