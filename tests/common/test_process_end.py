@@ -14,6 +14,7 @@ import pytest
 
 from mlflow_otlp_exporter._internal.common import problem_log, process_end
 from mlflow_otlp_exporter._internal.common.process_end import install_sigterm_handler, run_closing_steps
+from support.interruptions import TimeLimit, handle_signal
 from support.traces import wait_until
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -242,3 +243,26 @@ def test_closing_steps_interrupted_twice_raise_the_first_interruption() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_closing_steps(1.0, interrupt, end)
+
+
+def test_closing_steps_interrupted_by_a_time_limit_raise_it(caplog: pytest.LogCaptureFixture) -> None:
+    seconds: list[float] = []
+    with handle_signal(TimeLimit()) as interrupt:
+        with pytest.raises(TimeLimit):
+            run_closing_steps(60.0, lambda _: interrupt(), seconds.append)
+        assert caplog.text == ""
+    assert [value <= 1.0 for value in seconds] == [True]
+
+
+def test_outermost_closing_steps_raise_no_interruption_at_the_end_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_closing_steps(1.0, interrupt, is_outermost=True)
+    monkeypatch.setattr(process_end, "is_ending", lambda: True)
+    run_closing_steps(1.0, interrupt, is_outermost=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_closing_steps(1.0, interrupt)

@@ -10,6 +10,7 @@ import pytest
 from mlflow_otlp_exporter._internal.common import problem_log
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult, WorkQueue
 from support.children import run_in_fork
+from support.interruptions import InterruptedCondition, Kill, raise_error
 from support.traces import wait_until
 
 LONG = 30.0
@@ -318,3 +319,21 @@ def test_forked_child_runs_its_own_items_only(gate: Gate, work_queue: WorkQueue[
     gate.let("a")
     gate.wait_done(2)
     assert gate.done == [("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize("error", [Kill(), SystemExit(), RuntimeError()])
+def test_exception_raised_into_the_waiting_thread_stops_no_item(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(problem_log, "_exceptions_logged_at", {})
+    gate = Gate()
+    gate.let("a")
+    queue = WorkQueue(gate.step, gate.abandon, max_threads=1)
+    queue._lock = InterruptedCondition(raise_error(error))
+    queue.enqueue("a", Parcel("a", 1))
+    gate.wait_done(1)
+    wait_until(lambda: "could not wait for items" in caplog.text)
+    queue.enqueue("a", Parcel("a", 2))
+    gate.wait_done(2)
+    queue.close(LONG)
+    assert gate.abandoned == []

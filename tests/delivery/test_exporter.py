@@ -3,6 +3,8 @@
 import inspect
 import json
 import logging
+import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, Stats
+from mlflow_otlp_exporter._internal.common import process_end
 from mlflow_otlp_exporter._internal.delivery import pipeline as pipeline_module
+from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
+from support.interruptions import INTERRUPTIONS, InterruptedCondition, raise_error
 from support.markers import SECRET, has_marker
 from support.scripted_server import ACCEPTED, Answer, RecordedRequest, ScriptedServer
 from support.spans import make_spans
@@ -435,3 +440,40 @@ def test_created_experiment_is_logged(scripted_server: ScriptedServer, caplog: p
     with open_exporter(tracking_uri=scripted_server.url) as exporter:
         exporter.export(make_spans("a"))
     assert "traces go to experiment 'bot' (id 3), named after service.name" in caplog.text
+
+
+@pytest.mark.parametrize("kind", INTERRUPTIONS)
+@pytest.mark.parametrize("method", ["export", "force_flush"])
+def test_interrupted_wait_raises_and_loses_nothing(
+    scripted_server: ScriptedServer, method: str, kind: type[BaseException]
+) -> None:
+    release = threading.Event()
+    scripted_server.answer(Answer(hold=release))
+    with open_exporter(tracking_uri=scripted_server.url, experiment_id=1, timeout=20) as exporter:
+        pipeline = pipeline_of(exporter)
+        assert pipeline is not None
+        pipeline._changed = InterruptedCondition(raise_error(kind()))
+        if method == "force_flush":
+            pipeline.submit(make_spans("a"), 100)
+        with pytest.raises(kind):
+            exporter.force_flush() if method == "force_flush" else exporter.export(make_spans("a"))
+        release.set()
+        assert exporter.force_flush()
+        assert exporter.export(make_spans("b")) is SUCCESS
+        assert exporter.stats() == Stats(delivered=2, requests=2)
+        assert (pipeline.in_flight_span_count, pipeline.in_flight_byte_count) == (0, 0)
+        assert pipeline._flush_deadline == math.inf
+
+
+def test_shutdown_interrupted_at_the_end_of_the_process_closes_all_and_raises_nothing(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = MLflowSpanExporter(tracking_uri=scripted_server.url, experiment_id=1)
+    pipeline = pipeline_of(exporter)
+    assert pipeline is not None
+    closed: list[str] = []
+    monkeypatch.setattr(pipeline.work_queue, "close", lambda _: raise_error(KeyboardInterrupt())())
+    monkeypatch.setattr(pipeline, "_close_clients", lambda _: closed.append("clients"))
+    monkeypatch.setattr(process_end, "is_ending", lambda: True)
+    exporter.shutdown()
+    assert closed == ["clients"]

@@ -2,8 +2,11 @@
 
 import threading
 
+import pytest
+
 from mlflow_otlp_exporter._internal.common.work_queue import SendResult
 from mlflow_otlp_exporter._internal.mlflow_api.background import BackgroundTasks
+from support.interruptions import InterruptedCondition, raise_error
 from support.traces import wait_until
 
 
@@ -129,3 +132,26 @@ def test_close_with_unanswered_request_gives_its_task_up() -> None:
     tasks.close(0.0)
     assert task.has_given_up
     release.set()
+
+
+def test_interrupted_wait_does_not_shorten_later_requests() -> None:
+    tasks, task, release = BackgroundTasks(1000.0), FakeTask(), threading.Event()
+    timeouts: list[float] = []
+
+    def run_until_released(timeout_seconds: float) -> SendResult:
+        timeouts.append(timeout_seconds)
+        task.has_run.set()
+        release.wait(30.0)
+        return SendResult()
+
+    task.run = run_until_released  # type: ignore[method-assign]
+    tasks._changed = InterruptedCondition(raise_error(KeyboardInterrupt()))
+    tasks.enqueue("a", task, delay_seconds=60.0)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.wait(30.0)
+    assert task.has_run.wait(30.0)
+    tasks.enqueue("a", task)
+    release.set()
+    wait_until(lambda: len(timeouts) == 2)
+    assert timeouts[1] == 1000.0
+    tasks.close(30.0)

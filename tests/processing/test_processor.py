@@ -18,11 +18,13 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, set_span_in_context
 
 from mlflow_otlp_exporter import ConfigurationError, MLflowSpanExporter, MLflowSpanProcessor, trace_context
+from mlflow_otlp_exporter._internal.common import process_end
 from mlflow_otlp_exporter._internal.config.models import BufferSettings
 from mlflow_otlp_exporter._internal.delivery.batcher import Batch
 from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.processing import worker as worker_module
+from mlflow_otlp_exporter._internal.processing.processor import worker_of
 from mlflow_otlp_exporter._internal.processing.worker import TraceWorker
 from support.children import run_in_fork
 from support.markers import SECRET
@@ -740,3 +742,31 @@ def test_processor_reads_arguments_and_environment(
         monkeypatch.setenv("MLFLOW_OTLP_LINGER", "never")
         with pytest.raises(ConfigurationError, match="MLFLOW_OTLP_LINGER is 'never'"):
             MLflowSpanProcessor(bench.exporter)
+
+
+def test_close_interrupted_while_another_thread_closes_waits_for_it(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    scripted_server.answer(Answer(hold=release))
+    bench = Bench(scripted_server)
+    bench.trace("a")
+    scripted_server.wait_for(1)
+    worker = worker_of(bench.processor)
+    assert worker is not None
+    thread = threading.Thread(target=bench.processor.shutdown, args=(60_000,))
+    thread.start()
+    wait_until(lambda: worker.is_closed)
+
+    def interrupt(_seconds: float, waits: list[float] = []) -> None:  # noqa: B006 - of this function
+        waits.append(_seconds)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        release.set()
+        thread.join()
+
+    monkeypatch.setattr(worker, "_wait_until_closed", interrupt)
+    monkeypatch.setattr(process_end, "is_ending", lambda: True)
+    bench.processor.shutdown()
+    assert not thread.is_alive()
+    assert bench.exporter.stats().delivered == 1

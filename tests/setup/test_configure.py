@@ -378,3 +378,29 @@ def test_feedback_before_configure_is_logged_once(
         assert function("4bf92f3577b34da6a3ce929d0e0e4736", "helpful", True) is None
     message = f"Feedback dropped: {function.__name__}() was called before configure() or after shutdown() [MLO-515]"
     assert caplog.messages == [message]
+
+
+@pytest.mark.parametrize("step", ["_replace", "_instrument"])
+def test_interrupted_configure_starts_again(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As in a notebook, where the user interrupts the cell and runs it again."""
+    call, errors, calls = getattr(configure_module, step), [KeyboardInterrupt()], 0
+
+    def interrupt(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if errors:
+            raise errors.pop()
+        call(*arguments)
+
+    configure(tracking_uri=scripted_server.url, experiment_id="1", auto_instrument=False)
+    monkeypatch.setattr(configure_module, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        configure(tracking_uri=scripted_server.url, experiment_id="2", auto_instrument=False)
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="2", auto_instrument=False)
+    assert calls == 2
+    assert configure(tracking_uri=scripted_server.url, experiment_id="2", auto_instrument=False) is telemetry
+    end_span("a")
+    assert telemetry.flush() == FlushResult(delivered=1)
+    assert scripted_server.to("/v1/traces")[0].headers["x-mlflow-experiment-id"] == "2"

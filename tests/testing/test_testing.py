@@ -12,9 +12,10 @@ import requests
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from mlflow_otlp_exporter import configure, trace_context, traced
+from mlflow_otlp_exporter import configure, testing, trace_context, traced
 from mlflow_otlp_exporter.testing import Recording, RecordingEndpoint, recording
 from support.environments import ROOT
+from support.interruptions import raise_error
 from support.otlp_bodies import encode_spans, to_json
 from support.spans import make_spans
 
@@ -157,3 +158,12 @@ def test_recording_has_its_public_type_and_repr() -> None:
     with recording() as recorded:
         assert isinstance(recorded, Recording)
         assert "_is_open" not in repr(recorded)
+
+
+def test_recording_whose_flush_is_interrupted_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.setattr(testing, "flush", lambda _: raise_error(KeyboardInterrupt())())
+    with pytest.raises(KeyboardInterrupt), recording() as recorded:
+        agent("a")
+    assert recorded.telemetry.is_closed
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.example"

@@ -23,6 +23,7 @@ from mlflow_otlp_exporter._internal.transport.client import HttpClient
 from mlflow_otlp_exporter._internal.transport.http_types import HttpRequest, HttpResponse, TransportError
 from support.certificates import Certificate, TlsServer, self_signed
 from support.children import run_in_fork
+from support.interruptions import TimeLimit, handle_signal, raise_error
 from support.markers import SECRET
 from support.scripted_server import ACCEPTED, ScriptedServer
 from support.scripted_server import Answer as Scripted
@@ -533,19 +534,29 @@ def test_send_with_user_session_uses_its_headers_and_auth(scripted_server: Scrip
 
 
 class RaisingSession(requests.Session):
-    """A session that raises an exception which `requests` never raises."""
+    """A session whose requests raise exceptions that `requests` never raises."""
+
+    def __init__(self, interrupt: Callable[[], None]) -> None:
+        super().__init__()
+        self._interrupt = interrupt
 
     def request(self, *_: Any, **__: Any) -> requests.Response:
-        raise AttributeError
+        self._interrupt()
+        raise AssertionError
 
 
 def test_send_with_unexpected_exception_reports_that_request_may_have_arrived(
     scripted_server: ScriptedServer,
 ) -> None:
-    result = post(make_client(scripted_server, RaisingSession()))
+    result = post(make_client(scripted_server, RaisingSession(raise_error(AttributeError()))))
     assert isinstance(result, TransportError)
     assert result.may_have_arrived
     assert "could not be made (AttributeError)" in result.message
+
+
+def test_send_interrupted_by_a_time_limit_raises_it(scripted_server: ScriptedServer) -> None:
+    with handle_signal(TimeLimit()) as interrupt, pytest.raises(TimeLimit):
+        post(make_client(scripted_server, RaisingSession(interrupt)))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

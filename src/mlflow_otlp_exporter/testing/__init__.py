@@ -238,9 +238,11 @@ def recording(**arguments: Any) -> Iterator[Recording]:
             try:
                 yield recorded
             finally:
-                recorded._flush()  # noqa: SLF001 - of this module
-                recorded._is_open = False  # noqa: SLF001
-                shutdown()
+                try:
+                    recorded._flush()  # noqa: SLF001 - of this module
+                finally:
+                    recorded._is_open = False  # noqa: SLF001
+                    shutdown()
         finally:
             overrides.clear()
             overrides.update(previous_overrides)

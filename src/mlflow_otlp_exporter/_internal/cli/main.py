@@ -7,6 +7,7 @@ import importlib
 import importlib.resources
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ exit status:
   1      a check failed, spans were not delivered, or the output could not be written
   2      wrong command line or setting, or an error of this library
   127    the command of `run` or `record` was not found
+  130    interrupted by Ctrl-C
   run and record pass on the status of the command; 128 and its number after a signal"""
 _TARGET_SETTINGS = ("tracking_uri", "endpoint", "workspace", "experiment", "experiment_id")
 
@@ -303,6 +305,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Here, because at exit a failed flush ends with a traceback and status 120. Also after --help, which raises
             # SystemExit.
             _flush()
+    except KeyboardInterrupt:
+        # Python ends by the signal, as a shell expects of an interrupted command. There is no traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.excepthook = lambda *_: None
+        raise
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # a reader such as `head` closes the pipe when it has read enough
             with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
@@ -36,10 +37,22 @@ ConfigurationError.__module__ = "mlflow_otlp_exporter"
 
 
 def must_propagate(error: BaseException) -> bool:
-    """Return whether an exception in code of the application ends the process, such as Ctrl-C or a SIGTERM handler.
+    """Return whether an exception ends the process, such as Ctrl-C, or was raised by a signal handler.
 
-    Signal handlers run between any two instructions of the main thread. Everything else that a `__str__`, mask or
-    property raises, also an exception that is no `Exception`, concerns only the value.
+    Signal handlers run between any two instructions of the main thread. They raise at time limits, too, such as those
+    of Celery and pytest-timeout. Everything else that a `__str__`, mask or property raises, also an exception that is
+    no `Exception`, concerns only the value.
     """
-    is_exit = isinstance(error, KeyboardInterrupt | SystemExit)
-    return is_exit and threading.current_thread() is threading.main_thread()
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return isinstance(error, KeyboardInterrupt | SystemExit) or _is_raised_by_signal_handler(error)
+
+
+def _is_raised_by_signal_handler(error: BaseException) -> bool:
+    handler_codes = {getattr(signal.getsignal(number), "__code__", None) for number in signal.Signals}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in handler_codes:
+            return True
+        traceback = traceback.tb_next
+    return False

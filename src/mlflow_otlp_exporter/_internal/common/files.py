@@ -82,7 +82,7 @@ def read_regular_file(path: Path, max_bytes: int, *, follow_symlinks: bool = Fal
 
 
 def atomic_write(path: Path, content: bytes, unique: str) -> None:
-    """Write a file under a temporary name with `unique` in it, and rename it. On `OSError` no file remains.
+    """Write a file under a temporary name with `unique` in it, and rename it. After a failure, no file remains.
 
     The file survives a killed process. It is not synchronised with the disk, so a power cut may lose it.
     """
@@ -97,7 +97,7 @@ def atomic_write(path: Path, content: bytes, unique: str) -> None:
         finally:
             os.close(descriptor)
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise

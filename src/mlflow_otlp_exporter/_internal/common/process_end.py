@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 
 # Docker kills a container after 10 s, Kubernetes a pod after 30 s. What is not sent by then is on disk.
@@ -65,23 +66,25 @@ def silence_logging_errors() -> None:
         logging.raiseExceptions = False
 
 
-def run_closing_steps(timeout_seconds: float, *steps: Callable[[float], object]) -> None:
+def run_closing_steps(timeout_seconds: float, *steps: Callable[[float], object], is_outermost: bool = False) -> None:
     """Call each step with the seconds that remain, also after one was interrupted, and raise the interruption then.
 
     A second signal, such as another Ctrl-C, raises an exception where a step waits. The steps that follow share a
-    second: what is not sent by then goes to disk.
+    second: what is not sent by then goes to disk. With `is_outermost`, nothing is raised at the end of the process,
+    where nothing follows that could handle it.
     """
     deadline = time.monotonic() + timeout_seconds
     interruption: BaseException | None = None
     for step in steps:
         try:
             step(max(0.0, deadline - time.monotonic()))
-        except Exception as error:  # noqa: BLE001 - the other steps save spans
-            log_exception(error, "shut down")
-        except BaseException as error:  # noqa: BLE001 - raised below
+        except BaseException as error:  # noqa: BLE001 - the other steps save spans
+            if isinstance(error, Exception) and not must_propagate(error):
+                log_exception(error, "shut down")
+                continue
             interruption = interruption or error
             deadline = min(deadline, time.monotonic() + 1.0)
-    if interruption is not None:
+    if interruption is not None and not (is_outermost and is_ending()):
         raise interruption
 
 

@@ -23,6 +23,8 @@ from mlflow_otlp_exporter._internal.common.suppression import suppress_instrumen
 _WOKEN_DELAY_SECONDS = 0.5
 # A wake-up may get lost: eventlet's locks do not wake a greenlet of another thread.
 _MAX_WAIT_SECONDS = 5.0
+# A thread whose every wait is interrupted ends, instead of occupying the processor.
+_MAX_INTERRUPTIONS = 100
 
 
 class Item(Protocol):
@@ -156,12 +158,21 @@ class WorkQueue(Generic[_Item]):
         with self._lock:
             if len(self._threads) >= self._max_threads:
                 return True
-            thread = threading.Thread(target=self._run, name=f"mlflow-otlp-sender-{len(self._threads)}", daemon=True)
+            thread = threading.Thread(target=self._serve, name=f"mlflow-otlp-sender-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
         if start_thread(thread):
             return True
         self._threads.remove(thread)
         return bool(self._threads)
+
+    def _serve(self) -> None:
+        for _ in range(_MAX_INTERRUPTIONS):
+            try:
+                self._run()
+                break
+            except BaseException as error:  # noqa: BLE001
+                # Raised into the waiting thread, as where all greenlets are killed. It survives, as in `_run_one`.
+                log_exception(error, "wait for items")
 
     def _run(self, *, block: bool = True) -> None:
         with suppress_instrumentation():
@@ -192,8 +203,10 @@ class WorkQueue(Generic[_Item]):
             if not block or (self._closed and not self._queues):
                 return None
             self._idle_count += 1
-            self._lock.wait(timeout)
-            self._idle_count -= 1
+            try:
+                self._lock.wait(timeout)
+            finally:
+                self._idle_count -= 1
         return None
 
     def _run_one(self, *, block: bool) -> bool:

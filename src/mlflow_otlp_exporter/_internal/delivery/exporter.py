@@ -167,14 +167,16 @@ class MLflowSpanExporter(OTLPSpanExporter):
             count, state = pluralize(len(spans), "span"), "shut down" if pipeline else "off"
             logger.warning("Dropped %s: the exporter is %s [%s]", count, state, MessageCode.EXPORT_DISABLED)
             return SpanExportResult.FAILURE
-        try:
-            with suppress_instrumentation():
-                return SpanExportResult.SUCCESS if pipeline.export(spans) else SpanExportResult.FAILURE
-        except BaseException as error:  # nothing of this library raises into the application
-            if must_propagate(error):
-                raise
-            log_exception(error, "export spans")
-            return SpanExportResult.FAILURE
+        with suppress_instrumentation():
+            try:
+                wait = pipeline.export(spans)
+            except Exception as error:  # nothing of this library raises into the application
+                if must_propagate(error):
+                    raise
+                log_exception(error, "export spans")
+                return SpanExportResult.FAILURE
+            # What is raised here comes from outside, such as a time limit of gevent.
+            return SpanExportResult.SUCCESS if wait() else SpanExportResult.FAILURE
 
     def trace_url(
         self, trace_id: int, resource_attributes: Mapping[str, Any] | None = None, *, check: bool = True

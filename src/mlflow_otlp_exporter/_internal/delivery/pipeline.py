@@ -215,21 +215,22 @@ class Pipeline:
                 self._add_in_flight(-future.span_count, -future.byte_count)
             self._changed.notify_all()
 
-    def export(self, spans: Sequence[ReadableSpan]) -> bool:
-        """Send spans and wait for their outcome, for at most the timeout; True if all were delivered or spooled.
+    def export(self, spans: Sequence[ReadableSpan]) -> Callable[[], bool]:
+        """Send spans, and return a function that waits for their outcome, for at most the timeout.
 
-        What may succeed later is retried in the background.
+        It returns true if all were delivered or spooled. What may succeed later is retried in the background.
         """
         batches, failed_count = self.batcher.build(spans)
         deadline = time.monotonic() + self.settings.timeout
         futures = [self._export(destination, encoded) for destination, encoded in batches]
 
-        def is_over() -> bool:
-            return all(future.done() or future.is_postponed for future in futures)
+        def wait() -> bool:
+            with self._changed:
+                seconds = deadline - time.monotonic()
+                self._changed.wait_for(lambda: all(item.done() or item.is_postponed for item in futures), seconds)
+            return not failed_count and all(future.done() and future.result() == 0 for future in futures)
 
-        with self._changed:
-            self._changed.wait_for(is_over, max(0.0, deadline - time.monotonic()))
-        return not failed_count and all(future.done() and future.result() == 0 for future in futures)
+        return wait
 
     def _export(self, destination: Destination, spans: list[EncodedSpan]) -> ExportFuture:
         future = ExportFuture(len(spans), memory_bytes_of(spans))
@@ -389,8 +390,7 @@ class Pipeline:
             self.work_queue.wake_all()
             with self._changed:
                 in_flight = frozenset(self._in_flight)
-                seconds = max(0.0, timeout_seconds)
-                is_settled = self._changed.wait_for(lambda: in_flight.isdisjoint(self._in_flight), seconds)
+                is_settled = self._changed.wait_for(lambda: in_flight.isdisjoint(self._in_flight), timeout_seconds)
             self.wait_until_drained(deadline - time.monotonic())
             self.wait_for_rest_calls(deadline - time.monotonic())
         finally:
@@ -419,7 +419,7 @@ class Pipeline:
         timeout_seconds = self.limit_exit_seconds(timeout_seconds)
         self._flush_deadline = time.monotonic() + timeout_seconds
         steps = (self._close_consumer, self.work_queue.close, self._close_queue, self._close_clients)
-        run_closing_steps(timeout_seconds, *steps)
+        run_closing_steps(timeout_seconds, *steps, is_outermost=True)
 
     def _close_consumer(self, _seconds: float) -> None:
         if self.spool_consumer is not None:

@@ -471,12 +471,9 @@ class RetrySender:
         count = len(request.spans)
         if not count:
             return
-        last_outcome = self.backoff.last_failure(request.destination)
+        outcome = self.backoff.last_failure(request.destination)
         message = "Spans dropped: not delivered before shutdown"
-        if last_outcome is None:
-            message = add_code(MessageCode.NOT_DELIVERED, message)
-        else:
-            message = f"{message}: {self._explain(last_outcome)}"
+        message = f"{message}: {self._explain(outcome)}" if outcome else add_code(MessageCode.NOT_DELIVERED, message)
         self._problem_log.report(f"abandoned {request.destination.name}", message, count)
         self._settle(request, 0, count)
 

@@ -159,9 +159,9 @@ class SpoolConsumer:
             return
         try:
             if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._run, name="mlflow-otlp-spool", daemon=True)
-                if start_thread(thread):  # else the requests stay on disk
-                    self._thread, self.is_started = thread, True
+                # Before the start, which a signal may interrupt.
+                self._thread = threading.Thread(target=self._run, name="mlflow-otlp-spool", daemon=True)
+                self.is_started = start_thread(self._thread)  # else the requests stay on disk
         finally:
             self._starting.release()
 
@@ -281,7 +281,7 @@ class SpoolConsumer:
         """End the thread. Requests in flight stay in flight."""
         self._is_closed = True
         self._wake_up.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread.ident not in (None, threading.get_ident()):
             self._thread.join(1.0)
 
     def release(self) -> None:

@@ -112,9 +112,11 @@ class BackgroundTasks:
             def is_over() -> bool:
                 return all(self._pending.get(task, _MAX_AWAITED_FAILURES) >= _MAX_AWAITED_FAILURES for task in tasks)
 
-            with self._changed:
-                self._changed.wait_for(is_over, timeout_seconds)
-            self._deadline = math.inf
+            try:
+                with self._changed:
+                    self._changed.wait_for(is_over, timeout_seconds)
+            finally:
+                self._deadline = math.inf
         return self._pending.keys().isdisjoint(tasks)
 
     def close(self, timeout_seconds: float) -> None:

@@ -294,11 +294,9 @@ class TraceWorker:
         check_process()
         if self._thread is None and not self._ends:
             return True  # no span ever ended
-        deadline = time.monotonic() + timeout_seconds
-        dropped_before = self._pipeline.dropped_count
+        dropped_before, deadline = self._pipeline.dropped_count, time.monotonic() + timeout_seconds
         with self._changed:
-            self._requested_flush_count += 1
-            requested_count = self._requested_flush_count
+            self._requested_flush_count = requested_count = self._requested_flush_count + 1
         self._wake()
         if not self._is_stopped:
             self._start_thread()
@@ -310,7 +308,7 @@ class TraceWorker:
             except Exception as error:  # noqa: BLE001 - as in the thread
                 log_exception(error, "submit spans")
         with self._changed:
-            seconds = max(0.0, deadline - time.monotonic())
+            seconds = deadline - time.monotonic()
             is_submitted = self._changed.wait_for(lambda: self._done_flush_count >= requested_count, seconds)
         is_settled = self._pipeline.flush(deadline - time.monotonic())
         return is_submitted and is_settled and self._pipeline.dropped_count == dropped_before
@@ -336,22 +334,22 @@ class TraceWorker:
         if self.is_closed:
             # Not in a signal handler that has interrupted the thread which closes.
             if self._closing_thread != threading.get_ident():
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing_thread is None, timeout_seconds)
+                run_closing_steps(timeout_seconds, *[self._wait_until_closed] * 2, is_outermost=True)
             return
         timeout_seconds = self._pipeline.limit_exit_seconds(timeout_seconds)
         self._closing_thread = threading.get_ident()
         self.is_closed, self.enqueue_start = True, _ignore_start
         steps = (self.flush, self._end_thread, lambda seconds: shutdown(seconds * 1000), self._drain_on_close)
         try:
-            run_closing_steps(timeout_seconds, *steps)
-        except BaseException:
-            if not is_ending():  # else nothing follows that could handle it
-                raise
+            run_closing_steps(timeout_seconds, *steps, is_outermost=True)
         finally:
             self._closing_thread = None
             with self._changed:
                 self._changed.notify_all()
+
+    def _wait_until_closed(self, timeout_seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing_thread is None, timeout_seconds)
 
     def _end_thread(self, timeout_seconds: float) -> None:
         self._is_stopped = True

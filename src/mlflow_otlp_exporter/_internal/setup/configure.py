@@ -145,7 +145,7 @@ def configure(
         raise ConfigurationError(message, MessageCode.CONFLICTING_SETTINGS)
     settings = None if exporter else resolve(arguments, defaults=DEFAULTS)
     app = resolve_app(app_arguments) if settings is None else settings.app
-    global _current, _current_key
+    global _current, _current_key  # noqa: PLW0603 - of this process
     with _lock:
         previous = _current if _current is not None and not _current.is_closed else None
         provider = unwrap_provider(tracer_provider if tracer_provider is not None else trace.get_tracer_provider())
@@ -163,25 +163,16 @@ def configure(
         else:
             telemetry = _create_disabled_telemetry(provider, new_exporter)
         _current, _current_key = telemetry, (provider, exporter or settings, app)
-        if previous is not None:
-            if previous.exporter is new_exporter:
-                previous._detach()  # noqa: SLF001 - of this package
-            else:
-                previous.shutdown()
-        use_provider(tracer_provider)
-        _log_summary(settings, app_arguments if not app.enabled else None, provider, origin)
-        if app.enabled:
-            if pipeline is not None and app.verbose is not False:
-                from mlflow_otlp_exporter._internal.setup.first_run import announce
-
-                announce(pipeline, app)
-            from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
-
-            disable_auto_exporters(telemetry.tracer_provider)
-            _instrument(telemetry.tracer_provider, app)
-            _exit_hook.install()
-            if settings is not None and settings.disk.spool and settings.disk.handle_sigterm:
-                install_sigterm_handler(_end_at_signal, flush)
+        try:
+            if previous is not None:
+                _replace(previous, new_exporter)
+            use_provider(tracer_provider)
+            _log_summary(settings, app_arguments if not app.enabled else None, provider, origin)
+            if app.enabled:
+                _activate(telemetry, settings, app)
+        except BaseException:
+            _current_key = None  # interrupted: the next call starts again
+            raise
         return telemetry
 
 
@@ -247,6 +238,28 @@ def _end_at_signal(timeout: float) -> None:
     if current is not None:
         current._end_open_spans()  # noqa: SLF001 - of this package
     _end(timeout)
+
+
+def _replace(previous: Telemetry, new_exporter: MLflowSpanExporter) -> None:
+    if previous.exporter is new_exporter:
+        previous._detach()  # noqa: SLF001 - of this package
+    else:
+        previous.shutdown()
+
+
+def _activate(telemetry: Telemetry, settings: "Settings | None", app: "AppSettings") -> None:
+    from mlflow_otlp_exporter._internal.setup.auto_instrumentation import disable_auto_exporters
+
+    pipeline = pipeline_of(telemetry.exporter)
+    if pipeline is not None and app.verbose is not False:
+        from mlflow_otlp_exporter._internal.setup.first_run import announce
+
+        announce(pipeline, app)
+    disable_auto_exporters(telemetry.tracer_provider)
+    _instrument(telemetry.tracer_provider, app)
+    _exit_hook.install()
+    if settings is not None and settings.disk.spool and settings.disk.handle_sigterm:
+        install_sigterm_handler(_end_at_signal, flush)
 
 
 def _create_exporter(settings: "Settings") -> MLflowSpanExporter:

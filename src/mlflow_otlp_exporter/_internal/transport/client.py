@@ -29,6 +29,7 @@ from urllib3.poolmanager import pool_classes_by_scheme
 from urllib3.util.ssl_ import resolve_cert_reqs
 
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
+from mlflow_otlp_exporter._internal.common.errors import must_propagate
 from mlflow_otlp_exporter._internal.common.fork import register_fork_reset
 from mlflow_otlp_exporter._internal.common.suppression import hide_logged_queries
 from mlflow_otlp_exporter._internal.config.credentials import (
@@ -304,7 +305,9 @@ class HttpClient:
                 # Of an error over TLS, the proxy is not the author.
                 proxy = self.find_proxy() if response.status_code >= 400 and self.url.startswith("http:") else ""
                 return HttpResponse(response.status_code, response_headers, body, is_complete, proxy)
-        except Exception as error:  # noqa: BLE001 - what a session of the user or another urllib3 may raise
+        except Exception as error:  # what a session of the user or another urllib3 may raise
+            if must_propagate(error):
+                raise
             return _classify_exception(error, self.url, deadline, self.find_proxy())
 
     def find_proxy(self) -> str:
