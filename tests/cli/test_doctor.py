@@ -634,6 +634,16 @@ def test_doctor_with_setting_that_leaves_no_span_names_its_variable(
     assert "failed" not in {step["state"] for step in steps.values()}
 
 
+def test_doctor_with_collector_does_not_claim_that_mlflow_accepts_the_credential(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collector_without_tracking_uri(world)
+    world.set(OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{SECRET}")
+    _, steps = run_doctor(capsys)
+    limit = "; accepted for a request without spans, which a Collector does not forward"
+    assert steps["credentials"]["found"].endswith(limit)
+
+
 def test_doctor_with_sampler_by_ratio_warns(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.like_mlflow()
     world.set(OTEL_TRACES_SAMPLER="traceidratio", OTEL_TRACES_SAMPLER_ARG="0.01")

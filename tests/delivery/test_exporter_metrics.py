@@ -14,6 +14,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 
 from mlflow_otlp_exporter import MLflowSpanExporter
+from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.exporter_metrics import ExporterMetrics
 from mlflow_otlp_exporter._internal.delivery.exporter import pipeline_of
 from mlflow_otlp_exporter._internal.model.destination import Destination
@@ -127,6 +128,11 @@ def test_metrics_of_spans_in_flight_and_dropped_at_shutdown(scripted_server: Scr
             {"error.type": "400", "http.response.status_code": 400},
         ),
         (ExportOutcome(Disposition.RETRYABLE, FailureKind.SERVER), {"error.type": "no_answer"}),
+        (ExportOutcome(Disposition.RETRYABLE, FailureKind.CREDENTIALS, lookup_status=401), {"error.type": "401"}),
+        (
+            ExportOutcome(Disposition.RETRYABLE, FailureKind.DESTINATION, code=MessageCode.EXPERIMENT_NOT_FOUND),
+            {"error.type": "experiment_not_found"},
+        ),
         (None, {"error.type": "shutdown"}),
     ],
 )

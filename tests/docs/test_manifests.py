@@ -1,5 +1,6 @@
 """The manifests of examples/kubernetes and examples/gateway are valid for Kubernetes and for the exporter."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,20 @@ def test_manifest_of_agent_with_gateway_fits_the_gateway(tmp_path: Path) -> None
     assert settings.disk.spool_dir == container["volumeMounts"][0]["mountPath"]
     assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
     assert gateway["Service"]["metadata"]["name"] in (EXAMPLES / "agent-gateway.yaml").read_text()
+
+
+def test_commented_lines_of_agent_with_gateway_mount_the_ca(tmp_path: Path) -> None:
+    text = (EXAMPLES / "agent-gateway.yaml").read_text()
+    code = re.sub(r"^( +)# (- name: |  \w+:|    \w+: )", r"\1\2", text, flags=re.MULTILINE)
+    (deployment,) = [document for document in yaml.safe_load_all(code) if document["kind"] == "Deployment"]
+    kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert variables["OTEL_EXPORTER_OTLP_CERTIFICATE"] == f"{folders['ca']}/service-ca.crt"
+    assert {volume["name"] for volume in pod["volumes"]} == folders.keys()
+    assert not pod["automountServiceAccountToken"]
 
 
 def test_collector_manifests_references_match() -> None:

@@ -142,6 +142,11 @@ def test_gateway_with_full_buffer_answers_unavailable_until_spans_are_sent(
         while gateway.request("GET", "/readyz").status != 200:
             pass
         assert post_span(gateway, "again") == 200
+        rejected = [line["message"] for line in gateway.log if line["message"].startswith("Rejected ")]
+        rejected_first = (
+            "Rejected 1 request with 503 over http, the last one from 127.0.0.1: the buffer is full [MLO-607]"
+        )
+        assert rejected == [rejected_first]  # the others are within a minute
 
 
 def test_gateway_with_full_spool_answers_unavailable(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Traces through OpenTelemetry's Collector, with the shipped configurations, to a real MLflow."""
 
+import re
 import shutil
+import socket
 import ssl
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,39 @@ def test_tls_of_the_example_protects_both_receivers(tmp_path: Path) -> None:
             )
             assert exporter.export(make_spans("without a certificate")) is SpanExportResult.FAILURE
             exporter.shutdown()
+
+
+def test_metrics_of_the_example_have_the_names_of_the_alerts(tmp_path: Path) -> None:
+    changes = yaml.safe_load((ROOT / "examples" / "collector" / "metrics.yaml").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    exporter = changes["service"]["telemetry"]["metrics"]["readers"][0]["pull"]["exporter"]["prometheus"]
+    assert (exporter["host"], exporter["port"]) == ("0.0.0.0", 8888)
+    exporter |= {"host": "127.0.0.1", "port": port}
+    with ScriptedServer() as mlflow:
+        mlflow.answer(then=Answer(401))
+        variables = collector_variables(mlflow.url, "1")
+        with Collector(tmp_path / "collector", "fixed-no-auth", variables, changes) as collector:
+            send_trace(collector.http, "dropped", experiment_id="1")
+            mlflow.wait_for(1)
+
+            def read_names() -> set[str]:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+                    text = response.read().decode()
+                return set(re.findall(r"^(otelcol_\w+)\{[^}]*exporter=\".+/mlflow\"", text, re.MULTILINE))
+
+            wait_until(lambda: "otelcol_exporter_send_failed_spans" in read_names())
+            assert {"otelcol_exporter_queue_size", "otelcol_exporter_queue_capacity"} <= read_names()
+    alerts = (ROOT / "examples" / "monitoring" / "alerts.yaml").read_text()
+    names = set(re.findall(r"\botelcol_\w+", alerts)) - {"otelcol_exporter_"}
+    assert names == {
+        "otelcol_exporter_send_failed_spans",
+        "otelcol_exporter_enqueue_failed_spans",  # with a full queue only
+        "otelcol_exporter_queue_size",
+        "otelcol_exporter_queue_capacity",
+    }
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    assert not [name for name in names if f"`{name}`" not in page]
 
 
 @pytest.mark.needs("nginx")

@@ -300,6 +300,8 @@ def test_resolve_with_failed_lookup_returns_cause_and_message(
     assert outcome.cause is cause
     assert words in outcome.message
     assert not outcome.may_have_arrived
+    assert outcome.status is None
+    assert outcome.error_type == (str(answer.status) if isinstance(answer, HttpResponse) else "no_answer")
 
 
 @pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])

@@ -202,7 +202,8 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "401: the mlflow-otlp gateway forwards `authorization`, which is missing",
             "Rejected ... with ... over ..., the last one from ...: ...",
         ),
-        "The last line is the gateway's own, at most once a minute. It never contains a token.",
+        "The last line is the gateway's own, at most once a minute. It never contains a token. Behind a Collector, the "
+        "address is that of the Collector.",
     ),
     MessageCode.REDIRECTED: Entry(
         ("302: the server redirects to ..., which is not followed with credentials",),
@@ -335,7 +336,7 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Dropped spans of ... over ..., the last one from ...: ...",
         ),
         "The last two lines are the gateway's own, at most once a minute each. `Dropped spans` means that the other "
-        "spans of the requests were accepted.",
+        "spans of the requests were accepted. Behind a Collector, the address is that of the Collector.",
     ),
     MessageCode.SERVER_UNAVAILABLE: Entry(
         (
@@ -456,6 +457,11 @@ ENTRIES: Mapping[MessageCode, Entry] = {
             "Spans dropped: the journal of a killed process does not name their destination.",
         ),
         "A newer version of this library sends the files that it wrote.",
+    ),
+    MessageCode.GATEWAY_UNAVAILABLE: Entry(
+        ("Rejected ... with ... over ..., the last one from ...: ...",),
+        "The line is the gateway's own, at most once a minute. `GET /readyz` says whether the reason still applies. "
+        "Behind a Collector, the address is that of the Collector.",
     ),
     MessageCode.SPOOL_SHARED: Entry(
         (

@@ -92,6 +92,7 @@ class MessageCode(enum.Enum):
     SPOOL_EXPIRED = "MLO-604", "Spans on disk expired"
     SPOOL_FILE_UNREADABLE = "MLO-605", "Unreadable spool file"
     SPOOL_SHARED = "MLO-606", "Spool shared by different credentials"
+    GATEWAY_UNAVAILABLE = "MLO-607", "Gateway takes no spans"
 
     SPANS_DROPPED = "MLO-701", "Spans dropped in the application"
     EXPORT_DISABLED = "MLO-702", "Export disabled"

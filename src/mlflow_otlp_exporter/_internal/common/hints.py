@@ -363,6 +363,12 @@ HINTS: Mapping[MessageCode, Hint] = {
         "full.",
         "Restore the server, or raise `MLFLOW_OTLP_SPOOL_MAX_BYTES`.",
     ),
+    MessageCode.GATEWAY_UNAVAILABLE: Hint(
+        "The spool or the buffer of the gateway is full, because MLflow takes no spans or fewer than arrive; or the "
+        "gateway is shutting down. Clients keep their spans, and try again.",
+        "Find out why MLflow takes no spans: the log has the reason (`Export failing`). For a longer outage, raise "
+        "`MLFLOW_OTLP_SPOOL_MAX_BYTES`, and the size of the volume with it.",
+    ),
     MessageCode.SPOOL_EXPIRED: Hint(
         "The server did not accept these spans for that long.",
         "Find the reason with `mlflow-otlp doctor`, or raise `MLFLOW_OTLP_SPOOL_MAX_AGE` (7 days).",

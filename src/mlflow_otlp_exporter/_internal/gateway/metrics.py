@@ -32,6 +32,11 @@ _MAX_DESTINATIONS, _OTHER = 100, "other"
 _BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # A client with a wrong token sends again and again.
 _REJECTION_LOG_SECONDS = 60.0
+_CODES = {
+    AnswerKind.UNAUTHENTICATED: MessageCode.GATEWAY_UNAUTHENTICATED,
+    AnswerKind.DENIED: MessageCode.GATEWAY_DENIED,
+    AnswerKind.UNAVAILABLE: MessageCode.GATEWAY_UNAVAILABLE,
+}
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 
@@ -54,12 +59,11 @@ class GatewayMetrics(Collector):
         observe(self.provider, _ANSWERS, self, {})
 
     def record_answer(self, answer: Answer, protocol: str, status: str, client: str) -> None:
-        """Count an answer, and log rejected credentials and denied spans, each at most once a minute."""
+        """Count an answer, and log rejected requests and denied spans, each at most once a minute."""
         self.answers[protocol, status] += 1
-        if answer.kind not in (AnswerKind.UNAUTHENTICATED, AnswerKind.DENIED) and not answer.has_denied:
+        code = MessageCode.GATEWAY_DENIED if answer.has_denied else _CODES.get(answer.kind)
+        if code is None:
             return
-        is_unknown = answer.kind is AnswerKind.UNAUTHENTICATED
-        code = MessageCode.GATEWAY_UNAUTHENTICATED if is_unknown else MessageCode.GATEWAY_DENIED
         self._unlogged[answer.kind] += 1
         now = time.monotonic()
         is_due = now - self._logged_at.get(answer.kind, -_REJECTION_LOG_SECONDS) >= _REJECTION_LOG_SECONDS

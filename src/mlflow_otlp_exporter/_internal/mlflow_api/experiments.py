@@ -250,6 +250,7 @@ def _lookup_error(outcome: ExportOutcome, name: str) -> ExportOutcome:
     # Without the status: a 500 to a lookup is no reason to search for a span at which the server fails.
     return outcome._replace(
         status=None,
+        lookup_status=outcome.status,
         # Nothing that a server answers to a lookup says anything about the spans.
         disposition=Disposition.RETRYABLE,
         cause=FailureKind.NOT_MLFLOW

@@ -41,6 +41,7 @@ class ExportOutcome(NamedTuple):
     trace_id: int | None = None  # the trace that MLflow has in another experiment, for which it rejected the request
     code: MessageCode = MessageCode.DESTINATION_REJECTED
     was_posted: bool = True  # False if the look-up of the experiment failed before
+    lookup_status: int | None = None  # of a look-up that failed; `status` is that of the spans
 
     @property
     def error_type(self) -> str | None:
@@ -49,9 +50,11 @@ class ExportOutcome(NamedTuple):
             return None
         if self.disposition is Disposition.PARTIAL_SUCCESS:
             return "partial_success"
-        if self.status is not None:
-            return str(self.status)
-        return self.code.name.lower() if self.disposition is Disposition.PERMANENT else "no_answer"
+        status = self.lookup_status if self.status is None else self.status
+        if status is not None:
+            return str(status)
+        has_code = self.disposition is Disposition.PERMANENT or self.cause is FailureKind.DESTINATION
+        return self.code.name.lower() if has_code else "no_answer"
 
 
 DELIVERED = ExportOutcome(Disposition.SUCCESS)

@@ -256,7 +256,8 @@ class ServerChecks:
         note = describe_token(credentials)
         if rejected is not None:
             return create_failure("credentials", rejected.code, f"{credentials}{note}", rejected.message)
-        return CheckResult("credentials", CheckStatus.OK, f"{credentials}{note}; accepted")
+        limit = "" if self._needs_experiment else " for a request without spans, which a Collector does not forward"
+        return CheckResult("credentials", CheckStatus.OK, f"{credentials}{note}; accepted{limit}")
 
     def _check_workspace(self, rejected: ExportOutcome | None) -> Iterator[CheckResult]:
         name = self._destination.workspace
