@@ -414,6 +414,40 @@ def test_spool_flush_creates_only_experiments_that_the_earlier_run_would_have_cr
     assert any(request.path.endswith("experiments/create") for request in scripted_server.requests) is creates
 
 
+@pytest.mark.parametrize("is_missing_first", [True, False])
+def test_spool_flush_with_a_missing_experiment_sends_all_other_requests(
+    scripted_server: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    is_missing_first: bool,
+) -> None:
+    missing = Answer(
+        404, headers={"Content-Type": "application/json"}, body=b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}'
+    )
+    for endpoint in ("get-by-name", "search"):
+        scripted_server.answer(path=f"/api/2.0/mlflow/experiments/{endpoint}", then=missing)
+    scripted_server.answer(then=DOWN)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scripted_server.url)
+    settings: list[dict[str, str]] = [{"experiment": "agenst"}, {"experiment_id": "1"}]
+    for target in settings if is_missing_first else reversed(settings):
+        exporter = MLflowSpanExporter(
+            experiment=target.get("experiment"),
+            experiment_id=target.get("experiment_id"),
+            create_experiment=False,
+            spool=True,
+            timeout=0.5,
+        )
+        for number in range(20):
+            exporter.export(make_spans(f"span {number}"))
+        exporter.shutdown(1000)
+    scripted_server.answer(then=ACCEPTED)
+    caplog.clear()
+    assert "20 spans sent, 20 queued" in run_spool(capsys, "flush", status=1)
+    [message] = [record.getMessage() for record in caplog.records if "agenst" in record.getMessage()]
+    assert "[20 spans]" in message
+
+
 @pytest.mark.parametrize("source", ["address", "port", "folder"])
 def test_spool_flush_from_another_address_sends_its_requests(
     spool: ScriptedServer,

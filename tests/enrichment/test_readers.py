@@ -1,5 +1,6 @@
 """Readers as a whole: kinds of all conventions, precedence, flattened attributes."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,3 +100,14 @@ def test_merge_prefers_content_to_empty_values() -> None:
 def test_read_empty_span_returns_nothing(reader: Any) -> None:
     normalized = reader.read(SpanView("span", "scope", {}))
     assert normalized is None or not any(normalized)
+
+
+def test_documents_without_ids_get_those_of_the_output() -> None:
+    own = {  # as of OpenInference's instrumentation of LangChain
+        "openinference.span.kind": "RETRIEVER",
+        "retrieval.documents.0.document.content": "It rains.",
+        "output.value": '{"documents": [{"id": "d-1", "page_content": "It rains.", "metadata": {"source": "a.md"}}]}',
+    }
+    assert json.loads(enrich_attributes(own)["mlflow.spanOutputs"])[0]["id"] == "d-1"
+    hidden = enrich_attributes(own | {"output.value": "__REDACTED__"})["mlflow.spanOutputs"]
+    assert json.loads(hidden) == [{"page_content": "It rains.", "metadata": {}}]

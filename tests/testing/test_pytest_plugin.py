@@ -56,6 +56,12 @@ def test_answer(mlflow_traces):
     assert trace.assert_tokens(at_most=42).input_tokens == 30
     trace.assert_tool_called("send_mail", times=0)
 
+def test_tool_of_langchain(mlflow_traces):
+    result = '{"type": "tool", "data": {"content": "rain", "type": "tool", "tool_call_id": "call_1"}}'
+    with app.span("get_weather", kind="TOOL", inputs="{'city': 'Lyon'}") as tool:
+        tool.set_attributes({"output.value": result, "output.mime_type": "application/json"})
+    assert mlflow_traces.trace.assert_tool_called("get_weather", {"city": "Lyon"}).result == "rain"
+
 def test_failed_tool(mlflow_traces):
     with pytest.raises(ValueError):
         app.get_weather("Nowhere")

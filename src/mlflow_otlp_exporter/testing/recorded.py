@@ -84,8 +84,8 @@ class RecordedToolCall:
 
     Attributes:
         name: Name of the tool.
-        arguments: The inputs of the span, most often a mapping.
-        result: The outputs of the span.
+        arguments: The arguments as MLflow shows them, most often a mapping.
+        result: The result as MLflow shows it.
         is_error: Whether the call failed.
     """
 
@@ -179,8 +179,8 @@ class RecordedTrace:
         return [
             RecordedToolCall(
                 str(span.attributes.get(names.TOOL_NAME) or span.name),
-                span.inputs,
-                span.outputs,
+                _read_enriched(span, names.SPAN_INPUTS, span.inputs),
+                _read_enriched(span, names.SPAN_OUTPUTS, span.outputs),
                 span.status == "ERROR",
             )
             for span in self.spans
@@ -336,6 +336,11 @@ def _parse_documents(span: RecordedSpan) -> Iterator[RecordedDocument]:
             yield RecordedDocument(
                 str(item["page_content"]), None if document_id is None else str(document_id), score, metadata
             )
+
+
+def _read_enriched(span: RecordedSpan, name: str, value: Any) -> Any:
+    """Return what enrichment wrote for MLflow, without an instrumentation's envelope; `value` if it wrote nothing."""
+    return _parse_json(span.attributes[name]) if name in span.attributes else value
 
 
 def _parse_json(value: Any) -> Any:

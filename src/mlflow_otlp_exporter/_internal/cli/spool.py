@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mlflow_otlp_exporter._internal.cli.output import clean, paint
+from mlflow_otlp_exporter._internal.common.backoff import BackoffState
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.files import (
@@ -32,9 +33,10 @@ from mlflow_otlp_exporter._internal.config.resolver import resolve
 from mlflow_otlp_exporter._internal.config.urls import TRACES_PATH
 from mlflow_otlp_exporter._internal.delivery.pipeline import Pipeline
 from mlflow_otlp_exporter._internal.model.destination import Destination
+from mlflow_otlp_exporter._internal.model.export_outcome import ExportOutcome, FailureKind
 from mlflow_otlp_exporter._internal.spool import file_format as spool_file
 from mlflow_otlp_exporter._internal.spool.directory import candidate_roots, create_spool_directory
-from mlflow_otlp_exporter._internal.spool.index import Index, list_entries
+from mlflow_otlp_exporter._internal.spool.index import Index, hash_destination, list_entries
 from mlflow_otlp_exporter._internal.spool.persistent_queue import FEEDBACK_FOLDER, JOURNAL_FOLDER, folder_name_for
 from mlflow_otlp_exporter._internal.spool.recovery import find_abandoned_journals
 from mlflow_otlp_exporter._internal.spool.storage import ABOUT_FILE, DAMAGED_FOLDER, MAX_FILES, REJECTED_FOLDER
@@ -445,11 +447,11 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
     try:
         assert pipeline.persistent_queue is not None
         assert pipeline.spool_consumer is not None
-        spool, sender, consumer = pipeline.persistent_queue.storage, pipeline.retry_sender, pipeline.spool_consumer
+        spool, consumer = pipeline.persistent_queue.storage, pipeline.spool_consumer
         consumer.wake()
         # The first tick recovers the journals of killed processes.
         while (not consumer.has_ticked or spool.totals().file_count) and time.monotonic() < deadline:
-            if sender.backoff.failure_counts and sender.failure_count:
+            if _is_stuck(pipeline.retry_sender.backoff, spool.find_folder()):
                 break  # the reason was logged
             if time.monotonic() >= next_report:
                 next_report += _PROGRESS_SECONDS
@@ -470,6 +472,16 @@ def _flush(settings: Settings, timeout_seconds: float) -> int:
     if feedback_count or pipeline.stats().feedback:
         print(f"{pluralize(pipeline.stats().feedback, 'feedback file')} sent, {feedback_count} still on disk")
     return 1 if remaining.file_count or feedback_count else 0
+
+
+def _is_stuck(backoff: BackoffState[Destination, ExportOutcome], folder: Path | None) -> bool:
+    """Whether the server fails, or each destination with queued requests does."""
+    destinations = list(backoff.failure_counts)
+    outcomes = map(backoff.last_failure, destinations)
+    if any(outcome is None or outcome.cause is not FailureKind.DESTINATION for outcome in outcomes):
+        return True
+    failing = set(map(hash_destination, destinations))
+    return bool(failing) and all(entry.destination_hash in failing for entry in list_entries(folder or Path()))
 
 
 def _retry(settings: Settings, selection: _Selection, timeout_seconds: float, *, is_confirmed: bool) -> int:

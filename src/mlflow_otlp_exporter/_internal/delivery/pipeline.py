@@ -299,9 +299,7 @@ class Pipeline:
     def _count_queued(self, destination: Destination, is_own: bool) -> int:
         queued, queue = self.work_queue.items_of(destination), self.persistent_queue
         count = sum(len(request.spans) for request in queued if not request.future.is_on_disk)
-        if queue is None:
-            return count
-        return count + (queue.storage.pending_span_count() if is_own else queue.storage.totals().span_count)
+        return count + (0 if queue is None else queue.storage.pending_span_count(destination, is_own=is_own))
 
     def _spill_to_disk(self) -> bool:
         """Spool requests that were queued in memory for too long; True if any request is still queued."""

@@ -239,14 +239,16 @@ class SpoolStorage:
                 self._refresh(force=True)
             return self._index.totals
 
-    def pending_span_count(self) -> int:
-        """Count the spans that this process wrote and no process has sent."""
+    def pending_span_count(self, destination: Destination | None = None, *, is_own: bool = True) -> int:
+        """Count the spans, of a destination or of all, that this process (`is_own`) or any wrote and none has sent."""
+        key = None if destination is None else hash_destination(destination)
         with self._lock:
-            if self.own_names:
+            if self.own_names or not is_own:
                 with suppress(OSError):
                     self._refresh(force=True)
                 self.own_names = {name for name in self.own_names if name in self._index}
-            return sum(entry.span_count for entry in self._index if entry.name in self.own_names)
+            entries = [entry for entry in self._index if key in (None, entry.destination_hash)]
+            return sum(entry.span_count for entry in entries if not is_own or entry.name in self.own_names)
 
     def _refresh(self, *, force: bool = False) -> None:
         started_at = time.monotonic()

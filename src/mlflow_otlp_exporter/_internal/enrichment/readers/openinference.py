@@ -118,9 +118,11 @@ def read(span: SpanView) -> NormalizedSpan | None:
             fields["tools"] = _find_in_holders(attributes, (_PARAMETERS, _INPUT), '"tools"', find_tools)
         if fields.get("input_messages") or fields.get("output_messages"):
             fields["kind"] = Kind.CHAT_MODEL
-    elif kind is Kind.RETRIEVER and "documents" not in fields and response:
+    elif kind is Kind.RETRIEVER and response and not any(doc.id or doc.score for doc in fields.get("documents") or ()):
+        # OpenInference's instrumentation of LangChain records ids in the output only.
         value = parse_structured(response)
-        fields["documents"] = read_documents(value.get("documents") if isinstance(value, dict) else value)
+        value = value.get("documents") if isinstance(value, dict) else value
+        fields["documents"] = read_documents(value) or fields.get("documents")
     if "response_model" not in fields and kind in _MODELED_KINDS:
         # The model of a failed call is only among the parameters.
         fields["response_model"] = _find_in_holders(
