@@ -290,6 +290,11 @@ NOT_FOUND = HttpResponse(404, {"content-type": "text/html"}, b"<!doctype html>")
         (NOT_FOUND, FailureKind.NOT_MLFLOW, "HTML"),
         (HttpResponse(302, {"location": "/login"}), FailureKind.NOT_MLFLOW, "redirects"),
         (HttpResponse(200, {}, b"{}"), FailureKind.NOT_MLFLOW, "not MLflow's"),
+        (
+            HttpResponse(200, {}, b'{"experi', is_complete=False),
+            FailureKind.SERVER,
+            "did not arrive completely in time",
+        ),
     ],
 )
 def test_resolve_with_failed_lookup_returns_cause_and_message(

@@ -29,6 +29,13 @@ _MAX_COMPARED, _MAX_COMPARED_LENGTH, _MIN_SIMILARITY = 200, 100, 0.8
 _GUESS_SECONDS = 60.0
 _EXPERIMENT_ID = r"[!-~](?:[ -~]{0,98}[!-~])?"  # printable ASCII
 _EXPERIMENTS_PATH = "/api/2.0/mlflow/experiments"
+# A slow server's response, which the timeout cut off: its status says nothing about the experiment.
+_CUT_OFF = ExportOutcome(
+    Disposition.RETRYABLE,
+    FailureKind.SERVER,
+    "the response did not arrive completely in time",
+    code=MessageCode.RESPONSE_TIMEOUT,
+)
 
 
 class _NoRestApi(Exception):
@@ -153,6 +160,8 @@ class ExperimentResolver:
                 message = f"the experiment {name!r}{_in_workspace(workspace)} is deleted: restore it, or give another"
                 raise _Unresolved(_destination_error(message, MessageCode.EXPERIMENT_DELETED))
             return experiment_id
+        if result.is_ok and not result.is_complete:
+            raise _Unresolved(_lookup_error(_CUT_OFF, name))
         is_missing = result.error_code == "RESOURCE_DOES_NOT_EXIST"
         if is_missing and "workspace" not in outcome.message.lower():
             return None

@@ -71,6 +71,7 @@ class RestResult(NamedTuple):
     outcome: ExportOutcome
     content: Mapping[str, Any]
     error_code: str = ""  # MLflow's own
+    is_complete: bool = True  # whether the whole response was read
 
     @property
     def is_ok(self) -> bool:
@@ -102,7 +103,7 @@ def request_json(
         return RestResult(classify_error(response), {})
     outcome, content = classify_response(response), parse_json(response.body) if response.is_complete else None
     code = "" if outcome.disposition is Disposition.SUCCESS else error_code(response)
-    return RestResult(outcome, content if isinstance(content, dict) else {}, code)
+    return RestResult(outcome, content if isinstance(content, dict) else {}, code, response.is_complete)
 
 
 class ServerUnavailableError(Exception):
