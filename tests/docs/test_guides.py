@@ -68,8 +68,13 @@ def test_blocks_of_workers_page_deliver_report() -> None:
 
 def test_stream_of_streaming_page_is_output_of_its_span() -> None:
     with recording() as recorded:
-        run_page("streaming")
+        page = run_page("streaming")
         assert recorded.trace.root.outputs == "Take an umbrella."
+        recorded.clear()
+        response = TestClient(page["app"]).get("/ask", params=_QUERY)
+        assert response.text == "Take an umbrella."
+        assert response.headers["x-trace-id"] == f"tr-{recorded.trace.trace_id}"
+        check_agent_trace(recorded, "answer_as_stream")
 
 
 def test_services_of_distributed_traces_page_share_a_trace() -> None:
