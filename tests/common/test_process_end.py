@@ -266,3 +266,18 @@ def test_outermost_closing_steps_raise_no_interruption_at_the_end_of_the_process
     run_closing_steps(1.0, interrupt, is_outermost=True)
     with pytest.raises(KeyboardInterrupt):
         run_closing_steps(1.0, interrupt)
+
+
+def test_closing_steps_at_the_end_of_the_process_are_interrupted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_end, "is_ending", lambda: True)
+    steps: list[str] = []
+    with handle_signal(SystemExit()) as interrupt:
+
+        def run_step(_seconds: float) -> None:
+            interrupt()
+            steps.append("uninterrupted")
+
+        run_closing_steps(60.0, run_step, run_step, run_step, is_outermost=True)
+        assert steps == ["uninterrupted"] * 2
+        with pytest.raises(SystemExit):
+            interrupt()  # the handler is back

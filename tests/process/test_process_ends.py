@@ -328,7 +328,7 @@ def test_uvicorn_that_restores_the_default_action_loses_no_span(
 
 
 @pytest.mark.parametrize(
-    ("timeout", "flush_seconds", "max_seconds"), [("1", 1.5, 4.9), ("4", 0.5, 6.0)], ids=["failed", "in flight"]
+    ("timeout", "flush_seconds", "max_seconds"), [("1", 1.5, 4.9), ("4", 0.5, 7.5)], ids=["failed", "in flight"]
 )
 def test_exit_without_spool_counts_the_time_of_a_flush(
     scripted_server: ScriptedServer, timeout: str, flush_seconds: float, max_seconds: float

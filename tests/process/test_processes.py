@@ -224,6 +224,7 @@ INTERRUPT_WAITS = """
 import signal, time
 def interrupt_waits(count):
     main = threading.main_thread().ident
+    sys.setswitchinterval(1000)  # the main thread is seen only where it waits, and goes on only after the signal
     for _ in range(count):
         while True:
             time.sleep(0.02)
@@ -251,6 +252,9 @@ def test_repeated_interrupts_during_exit_keep_what_was_not_sent(
             "telemetry = configure(experiment_id=1)\n"
             "trace.get_tracer('x').start_span('a').end()\n"
             f"telemetry.log_feedback({trace_id!r}, 'helpful', True)\n"
+            "pipeline = telemetry._pipeline\n"
+            f"queue = pipeline.work_queue if {held!r} == 'spans' else pipeline.rest_client._tasks._queue\n"
+            "while not queue.in_progress(): time.sleep(0.01)\n"
             f"threading.Thread(target=interrupt_waits, args=({interrupt_count},), daemon=True).start()\n"
         )
     )

@@ -25,9 +25,11 @@ from mlflow_otlp_exporter import (
     shutdown,
     traced,
 )
+from mlflow_otlp_exporter._internal.common import process_end
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog
 from mlflow_otlp_exporter._internal.setup import configure as configure_module
 from support.children import run_in_fork
+from support.interruptions import raise_error
 from support.scripted_server import Answer, ScriptedServer
 
 
@@ -404,3 +406,15 @@ def test_interrupted_configure_starts_again(
     end_span("a")
     assert telemetry.flush() == FlushResult(delivered=1)
     assert scripted_server.to("/v1/traces")[0].headers["x-mlflow-experiment-id"] == "2"
+
+
+def test_interrupt_anywhere_in_the_shutdown_at_exit_raises_nothing(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    end_span("a")
+    monkeypatch.setattr(process_end._State, "ending_pid", 0)
+    monkeypatch.setattr(telemetry, "_log_unsampled", raise_error(KeyboardInterrupt()))
+    configure_module._end()
+    assert telemetry.is_closed
+    assert sent_names(scripted_server) == ["a"]

@@ -27,6 +27,12 @@ from mlflow_otlp_exporter._internal.common.problem_log import log_exception
 _TIMEOUT_SECONDS = 4.0
 # SIGHUP comes when a terminal is closed.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Handlers of these may raise: of Ctrl-C, of servers that end workers, and of time limits.
+_INTERRUPTING_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGABRT", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    if hasattr(signal, name)
+)
 # Modules whose functions hold what a shutdown in another thread would wait for.
 _BUSY_MODULES = ("mlflow_otlp_exporter._internal.processing.", "mlflow_otlp_exporter._internal.delivery.")
 
@@ -70,11 +76,12 @@ def run_closing_steps(timeout_seconds: float, *steps: Callable[[float], object],
     """Call each step with the seconds that remain, also after one was interrupted, and raise the interruption then.
 
     A second signal, such as another Ctrl-C, raises an exception where a step waits. The steps that follow share a
-    second: what is not sent by then goes to disk. With `is_outermost`, nothing is raised at the end of the process,
-    where nothing follows that could handle it.
+    second: what is not sent by then goes to disk. At the end of the process, they are not interrupted again, and with
+    `is_outermost`, nothing is raised: nothing follows that could handle it.
     """
     deadline = time.monotonic() + timeout_seconds
     interruption: BaseException | None = None
+    ignored_handlers: dict[int, Any] = {}
     for step in steps:
         try:
             step(max(0.0, deadline - time.monotonic()))
@@ -82,10 +89,25 @@ def run_closing_steps(timeout_seconds: float, *steps: Callable[[float], object],
             if isinstance(error, Exception) and not must_propagate(error):
                 log_exception(error, "shut down")
                 continue
+            ignored_handlers |= _ignore_signals()
             interruption = interruption or error
             deadline = min(deadline, time.monotonic() + 1.0)
+    for number, handler in ignored_handlers.items():
+        _set_handler(number, handler)
     if interruption is not None and not (is_outermost and is_ending()):
         raise interruption
+
+
+def _ignore_signals() -> dict[int, Any]:
+    """At the end of the process, ignore signals whose handlers may raise; return these handlers."""
+    handlers: dict[int, Any] = {}
+    for number in _INTERRUPTING_SIGNALS if is_ending() else ():
+        handler = signal.getsignal(number)
+        if callable(handler) and handler is not _handle:
+            with suppress(ValueError):  # not in the main thread, where no handler runs
+                _set_handler(number, signal.SIG_IGN)
+                handlers[number] = handler
+    return handlers
 
 
 def install_sigterm_handler(shutdown: _Call, flush: _Call) -> bool:

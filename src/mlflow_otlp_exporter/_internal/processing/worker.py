@@ -357,10 +357,10 @@ class TraceWorker:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.2, timeout_seconds))
 
-    def _drain_on_close(self, _seconds: float = 0.0) -> None:
+    def _drain_on_close(self, seconds: float = 0.0) -> None:
         """Spool or drop spans that were enqueued during `close`, or that the worker had no time for."""
         self._is_over = True
-        if not self._begin_tick(0.2):
+        if not self._begin_tick(max(0.2, seconds)):
             return  # a tick is submitting: the pipeline spools or drops its spans
         try:
             while self._ends:

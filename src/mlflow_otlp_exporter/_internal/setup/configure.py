@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from mlflow_otlp_exporter._internal.common.codes import MessageCode, add_code
 from mlflow_otlp_exporter._internal.common.errors import ConfigurationError
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, logger
-from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler
+from mlflow_otlp_exporter._internal.common.process_end import begin_end, install_sigterm_handler, run_closing_steps
 from mlflow_otlp_exporter._internal.common.types import Durability, MaskName, NoiseFilter
 from mlflow_otlp_exporter._internal.delivery.exporter import MLflowSpanExporter, pipeline_of
 from mlflow_otlp_exporter._internal.processing.processor import MLflowSpanProcessor, attach_exporter, worker_of
@@ -228,7 +228,10 @@ def shutdown(timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
 def _end(timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> None:
     """Shut down at the end of the process, or wait for the shutdown that is in progress."""
     begin_end()
-    shutdown(timeout)
+    run_closing_steps(timeout, shutdown, _shut_down_last, is_outermost=True)
+
+
+def _shut_down_last(timeout: float) -> None:
     if _last is not None:
         _last.shutdown(timeout)
 
