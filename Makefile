@@ -11,7 +11,7 @@ CONSTRAINTS := .ci/constraints/dev.txt
 # Number of test files that run at the same time. `make test WORKERS=0` runs one test at a time.
 WORKERS ?= 2
 
-.PHONY: demo test test-matrix lint format collector bench docs docs-serve dist lock command-line configuration troubleshooting conventions parity screenshots clean
+.PHONY: demo test test-matrix lint format collector bench docs docs-serve dist lock command-line configuration troubleshooting conventions corpus parity screenshots clean
 # Deletes a virtual environment whose creation was interrupted.
 .DELETE_ON_ERROR:
 
@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m support.truth --check
 
 format: $(VENV)/.dev
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 	PYTHONPATH=tests $(BIN)/python -m support.truth
 
@@ -83,6 +83,11 @@ troubleshooting: $(VENV)/.dev
 # Generates the table of docs/conventions.md from the scores of the recorded traces. Needs node.
 conventions: $(VENV)/.dev
 	PYTHONPATH=src:tests $(BIN)/python -m support.corpus
+
+# Checks what MLflow's console shows of some recorded traces: make corpus CASE='SOURCE/*'. Needs node.
+CASE ?= *
+corpus: $(VENV)/.dev
+	PYTHONPATH=src:tests $(BIN)/python -m support.corpus --case '$(CASE)' --way whole
 
 # Generates the pictures and the table of docs/parity.md from MLflow's console in a browser. Needs chromium.
 screenshots: $(VENV)/.dev

@@ -30,7 +30,7 @@ def names() -> dict[str, Any]:
 
 def test_blocks_run_and_contain_assertions(names: dict[str, Any]) -> None:
     assert names["normalized"] is not None
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     asserts = [node for node in ast.walk(ast.parse(BLOCKS[1])) if isinstance(node, ast.Assert)]
     assert len(asserts) == 7
 

@@ -1,9 +1,9 @@
 """Send the recorded traces to an MLflow server, and check what its console shows.
 
-    python -m support.corpus --tracking-uri http://127.0.0.1:5000 [--way whole] [--case 'oi-*'] [--json OUT]
+    python -m support.corpus [--tracking-uri http://127.0.0.1:5000] [--way whole] [--case 'oi-*'] [--json OUT]
 
 Prints the failed checks. It runs in its own process, because it needs MLflow's client. Without a tracking URI it
-starts a server and writes the tables of docs/conventions.md (`make conventions`).
+starts a server. Without any argument it writes the tables of docs/conventions.md (`make conventions`).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,27 +189,34 @@ def run_module(module: str, *arguments: str) -> Any:
         return json.loads(target.read_text())
 
 
-def _write_table() -> None:
+@contextmanager
+def _running_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         server = MLflowServer.start(Path(folder))
         try:
-            scored = score_in_subprocess(server.uri, ["stock", "whole"])
+            yield server.uri
         finally:
             server.stop()
+
+
+def _write_table() -> None:
+    with _running_server() as tracking_uri:
+        scored = score_in_subprocess(tracking_uri, ["stock", "whole"])
     conventions.write_tables(scored["stock"], scored["whole"], truths())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tracking-uri", help="a running MLflow server")
+    parser.add_argument("--tracking-uri", help="a running MLflow server; by default, one is started")
     parser.add_argument("--way", action="append", choices=WAYS, help="how to send; all ways by default")
     parser.add_argument("--case", default="*", help="a pattern for <source>/<case>")
     parser.add_argument("--json", type=Path, help="a file for all results")
     arguments = parser.parse_args()
-    if arguments.tracking_uri is None:
+    if len(sys.argv) == 1:
         _write_table()
         return
-    scored = score(arguments.tracking_uri.rstrip("/"), arguments.way or list(WAYS), arguments.case)
+    with nullcontext(arguments.tracking_uri) if arguments.tracking_uri else _running_server() as tracking_uri:
+        scored = score(tracking_uri.rstrip("/"), arguments.way or list(WAYS), arguments.case)
     for way, results in scored.items():
         counted = [result for result in results if not result.unrecoverable]
         for result in counted:
