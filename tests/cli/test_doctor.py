@@ -432,7 +432,7 @@ ROWS = [
         MessageCode.HTML_PAGE,
         "service inside the cluster",
     ),
-    Row("404: prefix", wrong_prefix, "endpoint", MessageCode.NO_OTLP_ENDPOINT, "Add the path prefix"),
+    Row("404: prefix", wrong_prefix, "endpoint", MessageCode.NO_OTLP_ENDPOINT, "Correct the path of the address"),
     Row(
         "no /v1/traces",
         no_path_for_traces,
@@ -618,6 +618,7 @@ def test_doctor_names_step_and_fix_of_a_broken_set_up(
         ("MLFLOW_TRACE_SAMPLING_RATIO", "0", "failed"),
         ("MLFLOW_OTLP_NOISE", "*", "failed"),
         ("MLFLOW_TRACE_SAMPLING_RATIO", "0.5", "warning"),
+        ("OTEL_TRACES_EXPORTER", "mlfow", "warning"),
     ],
 )
 def test_doctor_with_setting_that_leaves_no_span_names_its_variable(

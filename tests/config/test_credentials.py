@@ -1,7 +1,9 @@
 """The Authorization header: which credential is used, and when it is read."""
 
 import base64
+import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def test_token_file_auth_after_change_reads_file_again(tmp_path: Path) -> None:
     other.replace(file)
     assert credentials.header_value() == "Bearer two"
     file.write_text("")
-    with pytest.raises(CredentialsUnavailableError, match="no token"):
+    with pytest.raises(CredentialsUnavailableError, match="it is empty"):
         credentials.header_value()
 
 
@@ -80,11 +82,33 @@ def test_token_file_auth_with_file_of_another_kind_is_unavailable(tmp_path: Path
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("/dev/zero")
     (tmp_path / "large").write_text("x" * 100_000)
-    (tmp_path / "binary").write_bytes(b"\xff\0")
-    expected = {"fifo": "a FIFO", "link": "a device", ".": "a directory", "large": "larger", "binary": "holds no token"}
+    expected = {"fifo": "a FIFO", "link": "a device", ".": "a directory", "large": "larger"}
     for name, reason in expected.items():
         with pytest.raises(CredentialsUnavailableError, match=reason):
             make(token_file=str(tmp_path / name)).header_value()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\n", "it is empty"),
+        (b"planted\nsecond line", "it does not contain one token of printable ASCII"),
+        (b"\xef\xbb\xbfplanted", "it does not contain one token of printable ASCII"),
+        ("planted".encode("utf-16"), "it does not contain one token of printable ASCII"),
+    ],
+)
+def test_token_file_auth_with_unusable_content_says_why_without_quoting_it(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(CredentialsUnavailableError, match=reason) as raised:
+        make(token_file=str(tmp_path / "token")).header_value()
+    assert "planted" not in str(raised.value)
+
+
+def test_token_file_auth_with_impossible_path_is_unavailable() -> None:
+    with pytest.raises(CredentialsUnavailableError, match="cannot be used"):
+        make(credentials=Path("a\0b")).header_value()
 
 
 def test_make_authorization_with_user_that_is_not_unicode_raises() -> None:
@@ -136,3 +160,19 @@ def test_token_with_its_scheme_is_described_without_its_value(tmp_path: Path) ->
         assert "s3cret" not in f"{source}{describe_token(source)}"
     assert [describe_token(make(token=token)) for token in ("s3cret", "bearers3cret")] == ["", ""]
     assert describe_token(make(credentials="Bearer s3cret")) == ""
+
+
+def test_token_that_is_the_path_of_a_file_is_described(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    assert "set it as `MLFLOW_TRACKING_TOKEN_FILE`" in describe_token(make(token=str(file)))
+    assert [describe_token(make(token=token)) for token in (f"{file}x", "/" + "a" * 5000)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3600, ", expired 60 min ago"), (-69 * 86_400, ", expired 69 days ago"), (7200, ", valid for 120 min")],
+)
+def test_describe_token_with_expiry_says_when(seconds: int, text: str) -> None:
+    payload = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + seconds}).encode()).decode().rstrip("=")
+    assert describe_token(make(token=f"e30.{payload}.c2ln")) == text

@@ -31,11 +31,26 @@ def select_variables(environment: Mapping[str, str]) -> tuple[dict[str, str], li
     variables = {name: value for name, value in _DEFAULTS.items() if name not in existing}
     if _LIMIT_VARIABLE not in existing and "OTEL_ATTRIBUTE_COUNT_LIMIT" not in existing:
         variables[_LIMIT_VARIABLE] = "10000"  # like configure(): a conversation has more than OpenTelemetry's 128
+    if missing := find_missing_exporter(existing):
+        return variables, [f"{missing}: expected mlflow"]
     exporters = existing.get("OTEL_TRACES_EXPORTER", "mlflow")
     if "mlflow" in [name.strip() for name in exporters.split(",")]:
         return variables, []
     warning = f"OTEL_TRACES_EXPORTER is {exporters!r}, without mlflow: expected mlflow or {exporters},mlflow"
     return variables, [warning]
+
+
+def find_missing_exporter(environment: Mapping[str, str]) -> str:
+    """Describe the exporter of `OTEL_TRACES_EXPORTER` that is not installed, which disables all exporters."""
+    exporters = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    names = [name.strip() for name in exporters.split(",") if name.strip() not in ("", "none")]
+    protocol = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    otlp = "otlp_proto_http" if (protocol or "").strip() == "http/protobuf" else "otlp_proto_grpc"
+    for name in names:
+        if not list(entry_points(group="opentelemetry_traces_exporter", name=otlp if name == "otlp" else name)):
+            package = f" ({otlp})" if name == "otlp" else ""
+            return f"OTEL_TRACES_EXPORTER is {exporters!r}, but no exporter {name!r}{package} is installed"
+    return ""
 
 
 def warn_duplicates(instrumentations: Iterable[Instrumentation]) -> list[str]:

@@ -153,9 +153,10 @@ HINTS: Mapping[MessageCode, Hint] = {
         "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
     ),
     MessageCode.CREDENTIAL_UNAVAILABLE: Hint(
-        "The token file does not exist yet or is not readable for this user, or the `credentials=` function failed.",
-        "Mount the token, or set `MLFLOW_TRACKING_TOKEN_FILE` to its path; in a pod "
-        "`/var/run/secrets/kubernetes.io/serviceaccount/token`.",
+        "The token file does not exist yet, is not readable for this user, or does not contain one token of printable "
+        "ASCII and nothing else; or the `credentials=` function failed.",
+        "Mount the token, write the token alone into the file, or set `MLFLOW_TRACKING_TOKEN_FILE` to its path; in a "
+        "pod `/var/run/secrets/kubernetes.io/serviceaccount/token`.",
     ),
     MessageCode.PROXY_UNAUTHENTICATED: Hint(
         "The proxy requires a user and a password.",
@@ -175,13 +176,15 @@ HINTS: Mapping[MessageCode, Hint] = {
     MessageCode.HTML_PAGE: Hint(
         "A login proxy or another web site answers at this address.",
         "Set a token (`MLFLOW_TRACKING_TOKEN_FILE`), or set `MLFLOW_TRACKING_URI` to the service inside the cluster. "
-        "If HOST:PORT is another web site, correct host and port.",
+        "If HOST:PORT is another web site, correct host and port. If the message names a proxy, add HOST to "
+        "`NO_PROXY`.",
     ),
     MessageCode.NO_OTLP_ENDPOINT: Hint(
-        "The address lacks MLflow's path prefix, or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which "
-        "disables OTLP.",
-        "Add the path prefix to the address, as in `MLFLOW_TRACKING_URI=https://host/mlflow`. "
-        "`curl $MLFLOW_TRACKING_URI/version` must print 3.6 or newer. Start MLflow without `--gunicorn-opts`.",
+        "The address lacks MLflow's path prefix or has a wrong one; a proxy in front of MLflow rejects `/v1/traces`; "
+        "or MLflow is older than 3.6 or runs with `--gunicorn-opts`, which disables OTLP.",
+        "Correct the path of the address: MLflow's prefix, as in `MLFLOW_TRACKING_URI=https://host/mlflow`, or none. "
+        "`curl $MLFLOW_TRACKING_URI/version` must print 3.6 or newer. Let the proxy forward `/v1/traces`. Start MLflow "
+        "without `--gunicorn-opts`.",
     ),
     MessageCode.FILE_STORE: Hint(
         "The server stores its data in files (`./mlruns`), where MLflow does not support OpenTelemetry.",
@@ -268,7 +271,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "(macOS, port 5000); or the address lacks the path prefix of MLflow.",
         "Correct host and port of `MLFLOW_TRACKING_URI` (HOST:PORT), or add MLflow's path prefix: `curl "
         "$MLFLOW_TRACKING_URI/version` must print a version. A Collector's address belongs into "
-        "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, with `/v1/traces`.",
+        "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, with `/v1/traces`. If the message names a proxy, add HOST to "
+        "`NO_PROXY`.",
     ),
     MessageCode.OTLP_UNSUPPORTED: Hint(
         "MLflow takes OpenTelemetry since version 3.6.", "Use MLflow 3.6 or newer: `pip install --upgrade mlflow`."
@@ -355,7 +359,8 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Free disk space, or set `MLFLOW_OTLP_SPOOL_DIR`.",
     ),
     MessageCode.SPOOL_UNAVAILABLE: Hint(
-        "The disk is full or read-only, the folder belongs to another user, or its file system does not support locks.",
+        "The disk is full (`No space left on device`), the file system or the home directory is read-only, the folder "
+        "belongs to another user (`Permission denied`), or its file system does not support locks.",
         "Free disk space, or set `MLFLOW_OTLP_SPOOL_DIR` to a writable folder on a local disk.",
     ),
     MessageCode.SPOOL_FULL: Hint(
@@ -389,7 +394,7 @@ HINTS: Mapping[MessageCode, Hint] = {
         "Spans end faster than the server accepts them or this process can prepare them, for longer than memory lasts; "
         "or they ended after the shutdown; or they could not be encoded or masked.",
         "Enable the spool (`MLFLOW_OTLP_SPOOL=true`), raise `MLFLOW_OTLP_BUFFER_SPANS` and "
-        "`MLFLOW_OTLP_BUFFER_BYTES`, or sample with `MLFLOW_TRACE_SAMPLING_RATIO`.",
+        "`MLFLOW_OTLP_BUFFER_BYTES`, or sample with `MLFLOW_TRACE_SAMPLING_RATIO`; call `shutdown()` last.",
     ),
     MessageCode.EXPORT_DISABLED: Hint(
         "A setting leaves no span, such as `OTEL_SDK_DISABLED=true`, `MLFLOW_OTLP_ENABLED=false`, "

@@ -67,6 +67,7 @@ class TokenFileAuth:
         self._cache: tuple[tuple[int, int, int], str] | None = None
 
     def header_value(self) -> str:
+        content = b"?"  # not read yet
         try:
             stat = Path(self._path).stat()
             state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
@@ -78,7 +79,7 @@ class TokenFileAuth:
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except ValueError:
-            reason = "it holds no token"
+            reason = "it does not contain one token of printable ASCII" if content.strip() else "it is empty"
         raise CredentialsUnavailableError(f"the token file {self._path} ({self._source}) cannot be used: {reason}")
 
     def __str__(self) -> str:
@@ -187,18 +188,22 @@ def has_credential(credentials: CredentialSource) -> bool:
 
 
 def describe_token(credentials: CredentialSource) -> str:
-    """How long a token is valid, if it says so itself, or that it has its scheme twice; for messages."""
+    """How long a token is valid, if it says so itself, or that it has its scheme twice or is a path; for messages."""
     try:
         authorization = credentials.header_value()
     except CredentialsUnavailableError:
         return ""
     if (authorization or "").lower().startswith("bearer bearer "):
         return ", which begins with `Bearer `: set the token alone"
+    path = (authorization or "").removeprefix("Bearer ")
+    if path.startswith("/") and os.path.isfile(path):  # noqa: PTH113 - never raises, also for a long token
+        return ", which is the path of a file: set it as `MLFLOW_TRACKING_TOKEN_FILE`"
     expiry = read_token_expiry(authorization)
     if expiry is None:
         return ""
     minutes = (expiry - time.time()) / 60
-    return f", expired {-minutes:.0f} min ago" if minutes < 0 else f", valid for {minutes:.0f} min"
+    duration = f"{abs(minutes):.0f} min" if abs(minutes) < 48 * 60 else f"{abs(minutes) / (24 * 60):.0f} days"
+    return f", expired {duration} ago" if minutes < 0 else f", valid for {duration}"
 
 
 def read_token_expiry(authorization: str | None) -> float | None:

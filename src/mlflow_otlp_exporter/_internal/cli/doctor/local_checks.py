@@ -14,6 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from mlflow_otlp_exporter._internal.cli.doctor.checks import CheckResult, CheckStatus, create_failure
 from mlflow_otlp_exporter._internal.cli.doctor.trace_check import create_test_spans
 from mlflow_otlp_exporter._internal.cli.output import page_url
+from mlflow_otlp_exporter._internal.cli.run import find_missing_exporter
 from mlflow_otlp_exporter._internal.cli.spool import find_queued_elsewhere
 from mlflow_otlp_exporter._internal.common.codes import MessageCode
 from mlflow_otlp_exporter._internal.common.problem_log import ProblemLog, pluralize
@@ -92,6 +93,11 @@ def _check_tracing(settings: Settings) -> CheckResult:
             cause, fix = "The other traces are missing in MLflow.", f"Unset `{source.name}` to send all traces."
             code = MessageCode.EXPORT_DISABLED
             return CheckResult("tracing", CheckStatus.WARNING, f"{detail} ({source})", "", cause, fix, code)
+    if missing := find_missing_exporter(os.environ):
+        cause = "OpenTelemetry's auto-instrumentation then exports nothing; `configure()` does not read the variable."
+        fix = "Unset `OTEL_TRACES_EXPORTER` if the application calls `configure()`; otherwise set it to `mlflow`."
+        detail, code = f"environment variable {missing}", MessageCode.EXPORT_DISABLED
+        return CheckResult("tracing", CheckStatus.WARNING, detail, "", cause, fix, code)
     is_default = sources["noise"].kind == "default"
     note = "" if is_default else f"; the trace filter is {','.join(app.noise)} ({sources['noise']})"
     return CheckResult("tracing", CheckStatus.OK, f"on{note}")
@@ -190,8 +196,8 @@ def _check_spool(settings: Settings) -> CheckResult:
             "The server has not accepted these spans, or they were not sent yet. The next run of the app sends them."
         )
         fix = (
-            "Nothing, if they should arrive; `mlflow-otlp spool list` shows their destination, `spool purge --yes` "
-            "deletes all of them."
+            "Nothing, if they should arrive. `mlflow-otlp spool flush` sends them now, or prints the reason why "
+            "not; `spool list` shows their destination, `spool purge --yes` deletes all of them."
         )
         return CheckResult("spool", CheckStatus.OK, detail, cause=cause, fix=fix)
     return CheckResult("spool", CheckStatus.OK, detail)
