@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from mlflow_otlp_exporter import (
     FlushResult,
     MLflowSpanExporter,
     Stats,
+    Telemetry,
     configure,
     flush,
     log_expectation,
@@ -145,13 +146,42 @@ def test_flush_and_shutdown_do_nothing_before_configure_and_after_shutdown(scrip
     telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
     end_span("a")
     assert shutdown() == FlushResult(delivered=1)
-    end_span("b")
     assert telemetry.flush() == FlushResult()
     assert sent_names(scripted_server) == ["a"]
     assert configure(tracking_uri=scripted_server.url, experiment_id="1") is not telemetry
     end_span("c")
     flush()
     assert sent_names(scripted_server) == ["a", "c"]
+
+
+@pytest.mark.parametrize("end", [shutdown, Telemetry.shutdown])
+def test_spans_after_shutdown_are_dropped_counted_and_logged_once(
+    end: Callable[..., FlushResult], scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    end_span("a")
+    end(*([telemetry] if end is Telemetry.shutdown else []))
+    for name in ("b", "c"):
+        end_span(name)
+    assert telemetry.flush() == FlushResult(dropped=2)
+    assert caplog.text.count("Spans dropped: ended after shutdown [1 span] [MLO-701]") == 1
+    configure(tracking_uri=scripted_server.url, experiment_id="1")
+    end_span("d")
+    flush()
+    assert (sent_names(scripted_server), telemetry.stats().dropped) == (["a", "d"], 2)
+
+
+@pytest.mark.parametrize("settings", [{"experiment_id": "2"}, {"enabled": False}])
+def test_spans_after_configure_with_other_settings_are_not_those_of_the_pipeline_before(
+    settings: dict[str, Any], scripted_server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = configure(tracking_uri=scripted_server.url, experiment_id="1")
+    end_span("a")
+    after = configure(tracking_uri=scripted_server.url, **settings)
+    end_span("b")
+    after.flush()
+    assert (before.stats().delivered, before.stats().dropped, after.stats().dropped) == (1, 0, 0)
+    assert "dropped" not in caplog.text
 
 
 def test_trace_url_is_of_the_current_trace_else_of_the_last(scripted_server: ScriptedServer) -> None:
@@ -382,7 +412,7 @@ def test_feedback_before_configure_is_logged_once(
     assert caplog.messages == [message]
 
 
-@pytest.mark.parametrize("step", ["_replace", "_instrument"])
+@pytest.mark.parametrize("step", ["use_provider", "_instrument"])
 def test_interrupted_configure_starts_again(
     scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

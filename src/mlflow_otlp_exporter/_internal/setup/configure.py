@@ -165,7 +165,8 @@ def configure(
         _current, _current_key = telemetry, (provider, exporter or settings, app)
         try:
             if previous is not None:
-                _replace(previous, new_exporter)
+                previous._detach(keeps_exporter=previous.exporter is new_exporter)  # noqa: SLF001 - of this package
+                origin += "; an earlier configure() with other settings is replaced"
             use_provider(tracer_provider)
             _log_summary(settings, app_arguments if not app.enabled else None, provider, origin)
             if app.enabled:
@@ -241,13 +242,6 @@ def _end_at_signal(timeout: float) -> None:
     if current is not None:
         current._end_open_spans()  # noqa: SLF001 - of this package
     _end(timeout)
-
-
-def _replace(previous: Telemetry, new_exporter: MLflowSpanExporter) -> None:
-    if previous.exporter is new_exporter:
-        previous._detach()  # noqa: SLF001 - of this package
-    else:
-        previous.shutdown()
 
 
 def _activate(telemetry: Telemetry, settings: "Settings | None", app: "AppSettings") -> None:

@@ -144,7 +144,7 @@ class Telemetry:
         return self._flush_result(all_delivered=all_delivered)
 
     def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT_SECONDS) -> FlushResult:
-        """Flush, then stop exporting. Spans that end later are not exported.
+        """Flush, then stop exporting. Spans that end later are dropped, counted and logged once.
 
         Args:
             timeout: Maximum time to wait, in seconds; 10 by default.
@@ -169,15 +169,18 @@ class Telemetry:
         if self._worker is not None:
             self._worker.end_open_spans()
 
-    def _detach(self) -> None:
-        """Flush and accept no more spans, but keep the exporter open for another pipeline."""
-        self._close_worker(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
+    def _detach(self, *, keeps_exporter: bool) -> None:
+        """Flush, and ignore the spans that follow, which are those of the next pipeline."""
+        if self._worker is not None and not is_ending():  # else spans that end later are written to disk
+            detach_worker(self._processor, self._worker)
+        if keeps_exporter:
+            self._close_worker(SHUTDOWN_TIMEOUT_SECONDS, lambda _: None)
+        else:
+            self.shutdown()
 
     def _close_worker(self, timeout: float, shutdown: Callable[[float], None]) -> None:
         self._is_closed = True
         if self._worker is not None:
-            if not is_ending():  # else spans that end later are written to disk
-                detach_worker(self._processor, self._worker)
             self._worker.close(timeout, shutdown)
 
     def _flush_result(self, *, all_delivered: bool) -> FlushResult:
