@@ -275,6 +275,6 @@ def test_spans_of_a_process_that_ends_at_once_are_stored(mlflow_server: MLflowSe
     if is_killed:
         assert mlflow_server.search_traces(number) == []
         assert run_app(NEXT_APP, {**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) == []
-        [symptom] = [line for line in TROUBLESHOOTING.splitlines() if "os._exit()" in line]
+        [symptom] = [section for section in TROUBLESHOOTING.split("\n### ") if "os._exit()" in section]
         assert 'durability="every-span"' in symptom
     assert len(mlflow_server.search_traces(number)) == 1

@@ -306,7 +306,8 @@ def test_resolve_with_failed_lookup_returns_cause_and_message(
     assert words in outcome.message
     assert not outcome.may_have_arrived
     assert outcome.status is None
-    assert outcome.error_type == (str(answer.status) if isinstance(answer, HttpResponse) else "no_answer")
+    error_type = str(answer.status) if isinstance(answer, HttpResponse) and answer.is_complete else "no_answer"
+    assert outcome.error_type == error_type
 
 
 @pytest.mark.parametrize("answer", [LOGIN_PAGE, NOT_FOUND, HttpResponse(405), HttpResponse(200, {}, b"ok")])
