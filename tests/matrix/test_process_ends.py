@@ -324,7 +324,7 @@ class Run:
         if self.end == "open":
             self.get("/open")
         elif self.end == "reload":
-            (self.folder / "reloaded.py").write_text("x = 1\n")
+            wait_until(self._is_reloading, END_SECONDS, "uvicorn reloads")
         elif self.end == "worker kill":
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
@@ -339,6 +339,13 @@ class Run:
             return has_ended and (len(members) >= count or self.end in ("max-requests", "open"))
 
         wait_until(is_over, END_SECONDS, "workers have been replaced")
+
+    def _is_reloading(self) -> bool:
+        """Change a file until uvicorn notices: a change before it first reads the times of the files has no effect."""
+        is_reloading = "Reloading" in self.log.read_text()
+        if not is_reloading:
+            (self.folder / "reloaded.py").write_text("x = 1\n")
+        return is_reloading
 
     def start_again(self) -> None:
         """Start an application with the same settings, which sends what is on disk."""
@@ -425,5 +432,7 @@ def test_process_end_keeps_each_ended_span_once(
     assert {traces[span.trace_id]["trace_info"]["state"] for span in ended if span.is_root} == {"OK"}
     # What was answered too late for the end of a process, or not before it ended, is rightly sent again. MLflow stores
     # it once.
-    if (name, end) not in ABRUPT_ENDS | OPEN_ENDS and not re.search("MLO-(210|512)", log):
+    # uWSGI may end a worker before it has removed from the disk what it sent.
+    may_repeat = (name, end) in ABRUPT_ENDS | OPEN_ENDS or (name.startswith("uwsgi") and end in ("SIGTERM", "SIGINT"))
+    if not may_repeat and not re.search("MLO-(210|512)", log):
         assert {span_id: count for span_id, count in proxy.accepted.items() if count > 1} == {}
