@@ -1,5 +1,6 @@
 """Which exceptions of application code are never caught."""
 
+import signal
 import threading
 from typing import Any
 
@@ -47,9 +48,7 @@ def test_exception_of_a_signal_handler_propagates(error: BaseException) -> None:
     assert not must_propagate(caught)  # the handler is not one any more
 
 
-def test_exception_that_a_method_as_handler_causes_propagates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_that_a_method_as_handler_causes_propagates() -> None:
     with handle_signal(TimeLimit()) as interrupt:
-        import signal
-
         signal.signal(signal.SIGINT, Limits().handle)
         assert must_propagate(catch(interrupt))

@@ -758,8 +758,10 @@ def test_close_interrupted_while_another_thread_closes_waits_for_it(
     thread.start()
     wait_until(lambda: worker.is_closed)
 
-    def interrupt(_seconds: float, waits: list[float] = []) -> None:  # noqa: B006 - of this function
-        waits.append(_seconds)
+    waits: list[float] = []
+
+    def interrupt(seconds: float) -> None:
+        waits.append(seconds)
         if len(waits) == 1:
             raise KeyboardInterrupt
         release.set()

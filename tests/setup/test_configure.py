@@ -177,7 +177,9 @@ def test_spans_after_configure_with_other_settings_are_not_those_of_the_pipeline
 ) -> None:
     before = configure(tracking_uri=scripted_server.url, experiment_id="1")
     end_span("a")
-    after = configure(tracking_uri=scripted_server.url, **settings)
+    with caplog.at_level("INFO", "mlflow_otlp_exporter"):
+        after = configure(tracking_uri=scripted_server.url, **settings)
+    assert ("an earlier configure() with other settings is replaced" in caplog.text) is ("enabled" not in settings)
     end_span("b")
     after.flush()
     assert (before.stats().delivered, before.stats().dropped, after.stats().dropped) == (1, 0, 0)

@@ -332,7 +332,7 @@ class TraceWorker:
         """Flush, end the thread, and call `shutdown` with the milliseconds that remain."""
         silence_logging_errors()
         if self.is_closed:
-            # Not in a signal handler that has interrupted the thread which closes.
+            # Not in a signal handler that interrupted the closing thread. Twice, as an interruption ends only one wait.
             if self._closing_thread != threading.get_ident():
                 run_closing_steps(timeout_seconds, *[self._wait_until_closed] * 2, is_outermost=True)
             return
